@@ -1,0 +1,327 @@
+"""Where things are in a Hugging Face causal language model.
+
+The blocks are the decoder's list of as many modules as the config has layers; `resid_pre` and `resid_post`
+are a block's input and output. The points inside a block are found by arithmetic (see `trace`). No table of
+class names is kept.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latentlens.access.hooks import Tap, refuse_compiled
+from latentlens.access.trace import INNER_POINTS, Trace, trace
+from latentlens.errors import SiteNotFound, UnsupportedArchitecture
+from latentlens.values.sites import BLOCK_POINTS, DEPTH, MODEL_POINTS, Site, block_indices, parse
+
+SiteSpec = str | int | Site | Sequence["str | int | Site"]
+
+_TRACE_TOKENS = 5
+_IN_BLOCKS = re.compile(
+    r"(?P<path>[A-Za-z_][\w.]*?)(?:\.(?P<index>-?\d+|\*)|\[(?P<blocks>[^\]]*)\])(?:\.(?P<rest>.+))?"
+)
+
+
+class Layout:
+    """Where things are in one Hugging Face causal LM, found by structure.
+
+    The model is not changed: nothing is wrapped, no hook stays. The first time a point inside a block or the
+    final norm is asked for, one forward pass over five tokens finds them all.
+
+    Args:
+        model: a causal language model from transformers, or one that looks like it (`config`, a decoder that
+            owns a `ModuleList` of blocks).
+    Raises:
+        UnsupportedArchitecture: encoder-only or encoder-decoder model, or no list of blocks.
+        CompiledModel: the model is compiled, so hooks would be ignored.
+
+    Attributes:
+        model, decoder: the model given; the part of it that ends with the final norm and has no unembedding.
+        blocks, blocks_path: the blocks in order, and the path of their list ("model.layers").
+        n_blocks, d_model, vocab_size: counts and widths.
+        n_heads, d_head: query heads and their width; None without attention (Mamba).
+        max_positions: longest sequence that the config allows, or None when it names no limit.
+        accepts_position_ids, accepts_attention_mask: whether the decoder's forward takes them by name.
+    """
+
+    def __init__(self, model: nn.Module):
+        refuse_compiled([model])
+        self.model = model
+        self.class_name = type(model).__name__
+        self.decoder = _decoder(model)
+        config = _text_config(model, self.decoder)
+        refuse_compiled([self.decoder])
+        self._paths = {module: path for path, module in model.named_modules()}
+        self.blocks = _blocks(model, self.decoder, config, self.class_name)
+        self.block_paths = [self._paths[block] for block in self.blocks]
+        self.blocks_path = self.block_paths[0].rpartition(".")[0]
+        self.n_blocks = len(self.blocks)
+        self.d_model = int(_first(config, "hidden_size", "n_embd", "d_model") or 0)
+        heads = _first(config, "num_attention_heads", "n_head", "n_heads")
+        self.n_heads = int(heads) if heads else None
+        head = _first(config, "head_dim") or (self.d_model // self.n_heads if self.n_heads else None)
+        self.d_head = int(head) if head and self.n_heads else None
+        self.vocab_size = int(_first(config, "vocab_size") or 0)
+        positions = _first(config, "max_position_embeddings", "n_positions", "max_seq_len")
+        self.max_positions = int(positions) if positions else None
+        accepted = inspect.signature(self.decoder.forward).parameters
+        self.accepts_position_ids = "position_ids" in accepted
+        self.accepts_attention_mask = "attention_mask" in accepted
+        self._pad = _first(config, "pad_token_id")
+        unembedding = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        self._unembedding = unembedding if unembedding in self._paths else None
+        self._traced: Trace | None = None
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Layout({self._described}; {self.blocks_path})"
+
+    # -- reading what the user wrote ----------------------------------------------------------------
+
+    def sites(self, spec: SiteSpec) -> list[Site]:
+        """Expand any spelling into sites, sorted by depth, without repeats.
+
+            "resid_post[5]"  "resid_post[*]"  "z[8:16]"  "logits"          native
+            5, -1                                                         block index: resid_post
+            "blocks.5.hook_resid_post"  "blocks.*.attn.hook_z"            TransformerLens
+            "model.layers.5"  "model.layers.5.mlp"  "model.layers.-1.output"  "layers.5"  "lm_head"
+                                                                          Hugging Face, from any suffix of the path
+
+        A module path without `.input` or `.output` means its output. `[*]` takes the blocks that have the
+        point; any other selection needs every named block to have it.
+
+        Args: spec: one spelling, or a sequence of them.
+        Raises: SiteNotFound: no such block or point in this model; names what came and the nearest sites.
+        """
+        if isinstance(spec, str | int | Site):
+            found = self._one(spec)
+        elif isinstance(spec, Iterable):
+            found = [site for part in spec for site in self._one(part)]
+        else:
+            found = self._one(spec)
+        if not found:
+            raise SiteNotFound(f"no site was named. {self._described} has: {', '.join(self.available())}")
+        return sorted(set(found), key=lambda site: site.depth)
+
+    def _one(self, spec: Any) -> list[Site]:
+        if isinstance(spec, Site):
+            spec = str(spec)
+        if isinstance(spec, int) and not isinstance(spec, bool):
+            spec = f"resid_post[{spec}]"
+        if not isinstance(spec, str):
+            raise SiteNotFound(
+                f"{spec!r} ({type(spec).__name__}) is no site: write resid_post[5], 5 or {self.blocks_path}.5"
+            )
+        text = spec.strip()
+        found = self._from_path(text)
+        if found is not None:
+            return found
+        try:
+            parsed = parse(text)
+            if parsed is None:
+                raise SiteNotFound(f"{text!r} is no site")
+            point, blocks = parsed
+            if (blocks is None) != (point in MODEL_POINTS):
+                Site(point, None if blocks is None else 0)  # raises, and says how the point is written
+        except SiteNotFound as error:
+            raise SiteNotFound(f"{error}. {self._nearest(text)}") from None
+        if blocks is None:
+            self.tap(Site(point))
+            return [Site(point)]
+        return self._at(point, blocks)
+
+    def _at(self, point: str, blocks: str) -> list[Site]:
+        found = [Site(point, block) for block in block_indices(blocks, self.n_blocks, self.class_name)]
+        if blocks.strip() == "*" and point in INNER_POINTS:
+            has = [site for site in found if point in self._trace().blocks[site.block or 0].taps]
+            found = has or found
+        for site in found:
+            self.tap(site)
+        return found
+
+    def _from_path(self, text: str) -> list[Site] | None:
+        """Read a Hugging Face module path; None when it is none of this model's."""
+        path, side = text, "out"
+        for suffix, means in ((".input", "in"), (".output", "out")):
+            if text.endswith(suffix):
+                path, side = text.removesuffix(suffix), means
+        inside = _IN_BLOCKS.fullmatch(path)
+        if inside and _is_suffix(inside["path"], self.blocks_path):
+            blocks = inside["index"] or inside["blocks"]
+            indices = block_indices(blocks, self.n_blocks, self.class_name)
+            return [self._point_at(index, inside["rest"], side, text) for index in indices]
+        for module, full in self._paths.items():
+            if full and side == "out" and path == full and module is self._unembedding:
+                return [Site("logits")]
+        if side == "out" and any(_is_suffix(path, full) for full in self._paths.values()):
+            final = self._trace().final_norm
+            if final is not None and _is_suffix(path, final.name):
+                return [Site("final_norm")]
+        return None
+
+    def _point_at(self, block: int, rest: str | None, side: str, text: str) -> Site:
+        if rest is None:
+            return Site("resid_pre" if side == "in" else "resid_post", block)
+        name = f"{self.block_paths[block]}.{rest}"
+        traced = self._trace().blocks[block]
+        for point, tap in traced.taps.items():
+            if (tap.name, tap.side) == (name, side):
+                return Site(point, block)
+        if side == "out" and name in traced.aliases:
+            return Site(traced.aliases[name], block)
+        here = ", ".join(f"{point} = {tap!r}" for point, tap in _by_depth(traced.taps))
+        known = name in self._paths.values()
+        what = f"{text}: {name}.{side}put is " + ("no site of latentlens" if known else "no module of this model")
+        raise SiteNotFound(f"{what}. {self._described} has in block {block}: {here or 'resid_pre and resid_post only'}")
+
+    # -- from a site to a module --------------------------------------------------------------------
+
+    def tap(self, site: Site) -> Tap:
+        """The module and side where the site is read.
+
+        `logits` is the output of the unembedding; softcapping (Gemma2) and scaling (Granite, Cohere) of the
+        logits come after it, so the model's own logits can differ. `attn_out` and `mlp_out` are what is added
+        to the residual stream: the output of the post-norm where there is one. `resid_mid` is the input of the
+        module that reads it first: a change there reaches that module only, not the residual stream
+        (change `attn_out` instead).
+
+        Raises: SiteNotFound: this model has no such site; says why.
+        """
+        if site.point == "logits":
+            if self._unembedding is None:
+                raise SiteNotFound(f"{self._described} has no unembedding, so no logits")
+            return Tap(self._unembedding, "out", self._paths[self._unembedding])
+        if site.point == "final_norm":
+            final = self._trace().final_norm
+            if final is None:
+                raise SiteNotFound(f"{self._described} runs no module of the decoder on the last block's output")
+            return final
+        assert site.block is not None
+        (index,) = block_indices(str(site.block), self.n_blocks, self.class_name)
+        if site.point in ("resid_pre", "resid_post"):
+            return Tap(self.blocks[index], "in" if site.point == "resid_pre" else "out", self.block_paths[index])
+        traced = self._trace().blocks[index]
+        if site.point not in traced.taps:
+            raise SiteNotFound(
+                f"no {site} in {self._described}: {traced.missing[site.point]}. "
+                f"This model has: {', '.join(self.available())}"
+            )
+        return traced.taps[site.point]
+
+    def scale(self, site: Site) -> float:
+        """What `attn_out` or `mlp_out` is multiplied by when it is added to the residual stream (mostly 1)."""
+        self.tap(site)
+        return self._trace().blocks[site.block or 0].scales.get(site.point, 1.0)
+
+    def available(self) -> list[str]:
+        """The points that at least one block has, and the model's own, in the order of computation."""
+        points = {"resid_pre", "resid_post"} | {point for block in self._trace().blocks for point in block.taps}
+        final = ["final_norm"] if self._trace().final_norm else []
+        return sorted(points, key=DEPTH.__getitem__) + final + (["logits"] if self._unembedding is not None else [])
+
+    def table(self) -> list[tuple[str, str]]:
+        """Rows (point, module and side that it resolves to), shown for the first block that has the point."""
+        rows = []
+        for point in self.available():
+            if point in MODEL_POINTS:
+                rows.append((point, repr(self.tap(Site(point)))))
+                continue
+            has = (block for block in range(self.n_blocks) if self._has(point, block))
+            rows.append((point, repr(self.tap(Site(point, next(has))))))
+        return rows
+
+    def _has(self, point: str, block: int) -> bool:
+        return point in ("resid_pre", "resid_post") or point in self._trace().blocks[block].taps
+
+    def _trace(self) -> Trace:
+        with self._lock:
+            if self._traced is None:
+                root = self._paths.get(self.decoder, "")
+                self._traced = trace(self.decoder, self.blocks, self.block_paths, root, self._tokens())
+            return self._traced
+
+    def _tokens(self) -> Tensor:
+        """Five distinct ids from the middle of the vocabulary, away from special tokens."""
+        ids = [i for i in range(self.vocab_size // 3, self.vocab_size) if i != self._pad]
+        weights = (p.device for p in self.decoder.parameters())
+        device = next((d for d in weights if d.type != "meta"), torch.device("cpu"))
+        return torch.tensor([ids[:_TRACE_TOKENS]], device=device)
+
+    # -- messages ------------------------------------------------------------------------------------
+
+    @property
+    def _described(self) -> str:
+        n = self.n_blocks
+        return f"{self.class_name} ({n} block{'s' * (n > 1)}: 0-{n - 1}, or -{n} to -1)"
+
+    def _nearest(self, text: str) -> str:
+        points = [point for point in BLOCK_POINTS if point in self.available()]
+        valid = [f"{point}[{i}]" for i in range(self.n_blocks) for point in points]
+        valid += [point for point in MODEL_POINTS if point in self.available()] + self.block_paths
+        near = difflib.get_close_matches(text, valid, n=3, cutoff=0.4) or ["resid_post[0]", self.block_paths[0]]
+        return f"Nearest in {self._described}: {', '.join(near)}"
+
+
+def _decoder(model: nn.Module) -> nn.Module:
+    name, config = type(model).__name__, getattr(model, "config", None)
+    if config is None:
+        raise UnsupportedArchitecture(f"{name} has no config: latentlens reads Hugging Face causal language models")
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedArchitecture(f"{name} is an encoder-decoder model; latentlens looks for one decoder only")
+    can_generate = getattr(model, "can_generate", None)
+    if callable(can_generate) and not can_generate():
+        raise UnsupportedArchitecture(
+            f"{name} cannot generate text (no causal language-model head); load it with AutoModelForCausalLM"
+        )
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    if not isinstance(decoder, nn.Module) or decoder is model:
+        decoder = getattr(model, "base_model", model)
+    return decoder
+
+
+def _text_config(model: nn.Module, decoder: nn.Module) -> Any:
+    config = getattr(decoder, "config", None) or model.config
+    return getattr(config, "text_config", None) or config
+
+
+def _blocks(model: nn.Module, decoder: nn.Module, config: Any, name: str) -> list[nn.Module]:
+    """The shallowest list of as many modules as the config has layers."""
+    wanted = _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    lists = [(path, m) for path, m in decoder.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    right = [(path, m) for path, m in lists if len(m) == wanted]
+    if right:
+        depth = min(path.count(".") for path, _ in right)
+        right = [(path, m) for path, m in right if path.count(".") == depth]
+    if len(right) > 1:
+        recorded = (getattr(decoder, "_can_record_outputs", None) or {}).get("hidden_states")
+        right = [(path, m) for path, m in right if isinstance(recorded, type) and isinstance(m[0], recorded)]
+    if len(right) != 1:
+        seen = ", ".join(f"{path} ({len(m)})" for path, m in lists[:8]) or "no ModuleList at all"
+        raise UnsupportedArchitecture(
+            f"{name}: looked in its decoder {type(decoder).__name__} for one ModuleList of {wanted} blocks "
+            f"(config.num_hidden_layers) and found {seen}"
+        )
+    blocks = list(right[0][1])
+    if len(set(blocks)) != len(blocks):
+        raise UnsupportedArchitecture(f"{name} runs one block object several times; sites would be ambiguous")
+    return blocks
+
+
+def _first(config: Any, *names: str) -> Any:
+    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
+
+
+def _is_suffix(path: str, full: str) -> bool:
+    return bool(full) and (path == full or full.endswith(f".{path}"))
+
+
+def _by_depth(taps: dict[str, Tap]) -> list[tuple[str, Tap]]:
+    return sorted(taps.items(), key=lambda item: DEPTH[item[0]])

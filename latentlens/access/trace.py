@@ -1,0 +1,327 @@
+"""Find the points inside every block by arithmetic, from one tiny forward pass.
+
+A block computes `resid_post = resid_pre + alpha * attn_out + beta * mlp_out`. Five tokens are run once, the
+inputs and outputs of the modules inside each block are recorded, and the two contributions are the module
+outputs for which the sum holds in the model's own dtype. No class or module name is looked at, so a new
+family needs no new code; where the sum does not hold, the point is reported as absent, with the reason.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import permutations
+
+import torch
+from torch import Tensor, nn
+
+from latentlens.access.hooks import Tap, hooked
+
+INNER_POINTS = ("z", "attn_out", "resid_mid", "mlp_post", "mlp_out")
+
+# Arguments that only a module that mixes tokens is handed.
+_MIXER_ARGUMENTS = {"attention_mask", "position_embeddings", "past_key_values", "layer_past", "alibi", "position_ids"}
+
+# Norms between a projection and the residual stream (Gemma, OLMo2): one, rarely two.
+_MAX_NORMS = 3
+
+
+@dataclass(frozen=True)
+class BlockTrace:
+    """What the trace found in one block.
+
+    Args:
+        taps: point -> where it is read, for the points that exist.
+        scales: contribution -> its multiplier in the residual sum (Granite's residual_multiplier).
+        aliases: module path -> point, for modules whose output equals that point.
+        missing: point -> why this block has none.
+    """
+
+    taps: dict[str, Tap]
+    scales: dict[str, float]
+    aliases: dict[str, str]
+    missing: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The finer points of every block, and the final norm when the decoder has one."""
+
+    blocks: list[BlockTrace]
+    final_norm: Tap | None
+
+
+@dataclass(eq=False)
+class _Value:
+    """One tensor (token, width) and the module sides that carried it, in the order of execution."""
+
+    tensor: Tensor
+    seen: list[tuple[int, Tap]] = field(default_factory=list)
+
+    def first(self, side: str) -> int | None:
+        return next((order for order, tap in self.seen if tap.side == side), None)
+
+    def outputs(self) -> list[Tap]:
+        return [tap for _, tap in self.seen if tap.side == "out"]
+
+
+def trace(decoder: nn.Module, blocks: Sequence[nn.Module], paths: Sequence[str], root: str, ids: Tensor) -> Trace:
+    """Run `ids` (1, token) through the decoder once and locate the points of every block.
+
+    Leaves no hook, restores the training mode and the random state.
+
+    Args:
+        decoder: the module that owns the blocks and the final norm.
+        blocks: in order; `paths` are their Hugging Face paths, `root` that of the decoder ("" if it is the model).
+        ids: distinct token ids, one row.
+    """
+    taps = {path: _taps_inside(block, path) for block, path in zip(blocks, paths)}
+    children = [
+        Tap(child, side, f"{root}.{name}".lstrip("."))
+        for name, child in decoder.named_children()
+        if not any(block in set(child.modules()) for block in blocks[:1])
+        for side in ("in", "out")
+    ]
+    record: dict[Tap, tuple[int, Tensor]] = {}
+
+    def look_at(tap: Tap):
+        def look(tensor: Tensor) -> None:
+            if tap not in record and isinstance(tensor, Tensor):
+                # Copied: some blocks add in place afterwards (Falcon).
+                record[tap] = (len(record), tensor.detach().to("cpu", copy=True))
+
+        return look
+
+    every = [tap for inside in taps.values() for tap in inside] + children
+    with _undisturbed(decoder, ids.device), hooked([(tap, look_at(tap)) for tap in every]):
+        arguments = {"input_ids": ids, "use_cache": False}
+        accepted = inspect.signature(decoder.forward).parameters
+        decoder(**{name: value for name, value in arguments.items() if name in accepted})
+
+    n = ids.shape[1]
+    located = [_locate(block, path, _values(taps[path], record, n)) for block, path in zip(blocks, paths)]
+    last = next((record[tap][1] for tap in taps[paths[-1]] if tap.module is blocks[-1] and tap.side == "out"), None)
+    return Trace(located, _final_norm(children, record, last))
+
+
+@contextmanager
+def _undisturbed(decoder: nn.Module, device: torch.device) -> Iterator[None]:
+    """Evaluation mode without gradients; training flags and random state are put back."""
+    training = [module for module in decoder.modules() if module.training]
+    devices = [device] if device.type == "cuda" else []
+    try:
+        for module in training:
+            module.training = False
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _taps_inside(block: nn.Module, path: str) -> list[Tap]:
+    """Both sides of the block and of its descendants, except lists of experts."""
+    taps, stack = [], [(block, path)]
+    while stack:
+        module, name = stack.pop()
+        taps += [Tap(module, "in", name), Tap(module, "out", name)]
+        for child_name, child in module.named_children():
+            if not isinstance(child, nn.ModuleList | nn.ModuleDict):
+                stack.append((child, f"{name}.{child_name}"))
+    return taps
+
+
+def _values(taps: list[Tap], record: dict[Tap, tuple[int, Tensor]], n_tokens: int) -> list[_Value]:
+    """Group the recorded sides by equal tensors, flattened to (token, width), in order of execution."""
+    values: list[_Value] = []
+    for tap in sorted((tap for tap in taps if tap in record), key=lambda tap: record[tap][0]):
+        order, tensor = record[tap]
+        if not tensor.is_floating_point() or tensor.ndim < 2 or tensor.shape[:-1].numel() != n_tokens:
+            continue
+        flat = tensor.reshape(n_tokens, -1)
+        known = next((v for v in values if v.tensor.dtype == flat.dtype and torch.equal(v.tensor, flat)), None)
+        if known is None:
+            values.append(known := _Value(flat))
+        known.seen.append((order, tap))
+    return values
+
+
+def _locate(block: nn.Module, path: str, values: list[_Value]) -> BlockTrace:
+    start = next((v for v in values for _, tap in v.seen if tap.module is block and tap.side == "in"), None)
+    end = next((v for v in values for _, tap in v.seen if tap.module is block and tap.side == "out"), None)
+    if start is None or end is None:
+        return _nothing(f"{path} was not run by the decoder")
+    same = [v for v in values if v.tensor.shape == end.tensor.shape and v is not start and v is not end]
+    single = _best_step(start, [v for v in same if v.first("out") is not None], end, exact=True)
+    if single is not None:
+        return _nothing(f"{type(block).__name__} adds one contribution to the residual stream, not attention and MLP")
+    found = _sequential(start, end, same) or _parallel(start, end, same)
+    if found is None:
+        return _nothing(
+            f"in {type(block).__name__} no two module outputs add up to resid_post - resid_pre, "
+            "so attention and MLP contributions cannot be told apart"
+        )
+    mid, sources = found
+    sources = _attention_first(block, path, sources, values)
+    taps: dict[str, Tap] = {}
+    scales: dict[str, float] = {}
+    aliases: dict[str, str] = {}
+    missing: dict[str, str] = {}
+    for point, inner, (value, scale) in zip(("attn_out", "mlp_out"), ("z", "mlp_post"), sources):
+        taps[point], scales[point] = _outermost(value), scale
+        aliases |= {tap.name: point for tap in value.outputs()}
+        projection = _projection(value, values)
+        if isinstance(projection, Tap):
+            taps[inner] = projection
+        else:
+            missing[inner] = projection
+    if mid is None:
+        missing["resid_mid"] = f"attention and MLP of {type(block).__name__} both read resid_pre (a parallel block)"
+    else:
+        taps["resid_mid"] = next(tap for _, tap in mid.seen if tap.side == "in")
+    return BlockTrace(taps, scales, aliases, missing)
+
+
+def _nothing(why: str) -> BlockTrace:
+    return BlockTrace({}, {}, {}, dict.fromkeys(INNER_POINTS, why))
+
+
+_Sources = list[tuple[_Value, float]]
+
+
+def _sequential(start: _Value, end: _Value, values: list[_Value]) -> tuple[_Value | None, _Sources] | None:
+    """`start + alpha a == mid` and `mid + beta m == end`, where some module was handed mid."""
+    for exact in (True, False):
+        for mid in values:
+            handed = mid.first("in")
+            if handed is None:
+                continue
+            before = [v for v in values if (made := v.first("out")) is not None and made < handed and v is not mid]
+            after = [v for v in values if (made := v.first("out")) is not None and made > handed and v is not mid]
+            first = _best_step(start, before, mid, exact)
+            second = first and _best_step(mid, after, end, exact)
+            if first and second:
+                return mid, [first, second]
+    return None
+
+
+def _parallel(start: _Value, end: _Value, values: list[_Value]) -> tuple[_Value | None, _Sources] | None:
+    """`start + alpha a + beta m == end`."""
+    made = [v for v in values if v.first("out") is not None]
+    pairs = [(a, m) for i, a in enumerate(made) for m in made[i + 1 :]]
+    for a, m in pairs:
+        for one, two, three in permutations((start.tensor, a.tensor, m.tensor)):
+            if torch.equal((one + two + three).to(end.tensor.dtype), end.tensor):
+                return None, [(a, 1.0), (m, 1.0)]
+    for a, m in pairs:
+        scales = _fit(start.tensor, [a.tensor, m.tensor], end.tensor)
+        if scales is not None:
+            return None, [(a, scales[0]), (m, scales[1])]
+    return None
+
+
+def _best_step(start: _Value, steps: list[_Value], end: _Value, exact: bool) -> tuple[_Value, float] | None:
+    for step in steps:
+        if exact:
+            if torch.equal((start.tensor + step.tensor).to(end.tensor.dtype), end.tensor):
+                return step, 1.0
+        elif (scale := _fit(start.tensor, [step.tensor], end.tensor)) is not None:
+            return step, scale[0]
+    return None
+
+
+def _fit(start: Tensor, steps: list[Tensor], end: Tensor) -> list[float] | None:
+    """Multipliers for which `start + sum(scale * step) == end` within the rounding of the dtype, or None."""
+    change = (end.double() - start.double()).flatten()
+    columns = torch.stack([step.double().flatten() for step in steps], dim=1)
+    if not (change.isfinite().all() and columns.isfinite().all()) or columns.norm(dim=0).min() == 0:
+        return None
+    scales = torch.linalg.lstsq(columns, change[:, None]).solution[:, 0]
+    parts = columns * scales
+    left = change - parts.sum(dim=1)
+    rounding = torch.finfo(end.dtype).eps * (start.double().flatten().abs() + parts.abs().sum(dim=1))
+    # Rounding alone would let any small step pass beside a large residual, so it must explain the change too.
+    if (left.abs() > 2 * rounding + 1e-12).any() or left.norm() > 0.1 * change.norm():
+        return None
+    # Nor may a multiplier be so near 0 that the part could be left out.
+    if parts.norm(dim=0).min() < 1e-3 * change.norm():
+        return None
+    return [float(scale) for scale in scales]
+
+
+def _outermost(value: _Value) -> Tap:
+    """The outermost module that gives this value; a dropout (no state of its own) only if nothing else does."""
+    return min(value.outputs(), key=lambda tap: (not _has_state(tap.module), tap.name.count(".")))
+
+
+def _deepest(value: _Value) -> Tap | None:
+    outputs = value.outputs()
+    return max(outputs, key=lambda tap: (_has_state(tap.module), tap.name.count("."))) if outputs else None
+
+
+def _source(value: _Value, values: list[_Value]) -> Tap | None:
+    """The deepest module that computes the value, before any norm that it passes through."""
+    for _ in range(_MAX_NORMS):
+        tap = _deepest(value)
+        if tap is None or not _is_norm(tap.module):
+            return tap
+        before = next((v for v in values for _, t in v.seen if t.module is tap.module and t.side == "in"), None)
+        if before is None or before.tensor.shape != value.tensor.shape or _deepest(before) is None:
+            return tap
+        value = before
+    return _deepest(value)
+
+
+def _projection(value: _Value, values: list[_Value]) -> Tap | str:
+    """The input of the linear map behind a contribution, or why there is none."""
+    tap = _source(value, values)
+    if tap is None:
+        return "no module computes this contribution"
+    matrices = [t for t in _own_state(tap.module) if t.ndim >= 2]
+    linear = hasattr(tap.module, "in_features") or (len(matrices) == 1 and matrices[0].ndim == 2)
+    handed = any(t.module is tap.module and t.side == "in" for v in values for _, t in v.seen)
+    if linear and handed:
+        return Tap(tap.module, "in", tap.name)
+    return f"{tap.name} ({type(tap.module).__name__}) computes its result without a separate output projection"
+
+
+def _attention_first(block: nn.Module, path: str, sources: _Sources, values: list[_Value]) -> _Sources:
+    """Order the two contributions as attention, MLP: by who is handed a mask, else by order of execution."""
+    mixes = [_mixes_tokens(block, path, _source(value, values)) for value, _ in sources]
+    return sources[::-1] if mixes == [False, True] else sources
+
+
+def _mixes_tokens(block: nn.Module, path: str, tap: Tap | None) -> bool:
+    if tap is None:
+        return False
+    module = block
+    for name in tap.name.removeprefix(path).strip(".").split("."):
+        module = getattr(module, name)
+        if _MIXER_ARGUMENTS & set(inspect.signature(module.forward).parameters):
+            return True
+    return False
+
+
+def _final_norm(children: list[Tap], record: dict[Tap, tuple[int, Tensor]], last: Tensor | None) -> Tap | None:
+    """The child of the decoder that is handed the last block's output."""
+    for tap in children:
+        if tap.side == "in" and tap in record and last is not None:
+            value = record[tap][1]
+            if value.shape == last.shape and value.dtype == last.dtype and torch.equal(value, last):
+                return Tap(tap.module, "out", tap.name)
+    return None
+
+
+def _own_state(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+
+
+def _has_state(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None or next(module.buffers(), None) is not None
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """A module that holds vectors only: a norm or a layer scale, not a linear map."""
+    return all(t.ndim <= 1 for t in [*module.parameters(), *module.buffers()])

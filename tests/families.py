@@ -1,0 +1,182 @@
+"""Tiny random models of the families that latentlens is tested on, each built from its transformers config.
+
+`build("Llama")` gives one model per process: tests must not change it (use `copy.deepcopy`). Every weight is
+random, norms included, so that a norm is never the identity and no contribution is lost in rounding.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+VOCAB = 120
+WIDTH = 32
+# Keywords that most configs share; grouped-query attention (4 query heads, 2 key-value heads) of width 8.
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+
+
+def _model(name: str, config: Any) -> Any:
+    import transformers
+
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                parameter.add_(0.3 * noise)
+            else:
+                parameter.copy_(noise * 1.2 * parameter.shape[-1] ** -0.5)
+    return model.float().eval()
+
+
+def _common(prefix: str, *drop: str, **changes: Any) -> Callable[[], Any]:
+    """A builder for a family whose config takes the shared keywords."""
+
+    def make() -> Any:
+        import transformers
+
+        keywords = {key: value for key, value in (_COMMON | changes).items() if key not in drop}
+        suffix = "LMHeadModel" if prefix == "GPT2" else "ForCausalLM"
+        return _model(prefix + suffix, getattr(transformers, f"{prefix}Config")(**keywords))
+
+    return make
+
+
+def _multimodal_gemma3() -> Any:
+    import transformers
+
+    text = _COMMON | {"head_dim": 8, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}
+    # As many vision layers as text layers, so that "the first list of the right length" would be the wrong one.
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config=text | {"num_hidden_layers": 4},
+        vision_config=vision | {"image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=VOCAB - 1,
+        boi_token_index=VOCAB - 2,
+        eoi_token_index=VOCAB - 3,
+    )
+    return _model("Gemma3ForConditionalGeneration", config)
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "Llama": _common("Llama"),
+    "Mistral": _common("Mistral", sliding_window=8),
+    "Qwen2": _common("Qwen2"),
+    "Qwen3": _common("Qwen3", head_dim=16),
+    "Qwen3-MoE": _common("Qwen3Moe", **_EXPERTS, num_experts=4, head_dim=8, mlp_only_layers=[0]),
+    "Mixtral": _common("Mixtral", num_local_experts=4, num_experts_per_tok=2),
+    "Gemma2": _common("Gemma2", head_dim=8, sliding_window=8, query_pre_attn_scalar=8),
+    "Gemma3": lambda: _model("Gemma3ForCausalLM", _gemma3_text()),
+    "Gemma3-multimodal": _multimodal_gemma3,
+    "Phi-3": _common("Phi3"),
+    "Phi": _common("Phi"),
+    "OLMo": _common("Olmo"),
+    "OLMo2": _common("Olmo2"),
+    "gpt-oss": _common("GptOss", head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=8),
+    "GPT-2": _common("GPT2", "num_key_value_heads", "intermediate_size", n_inner=48),
+    "GPT-NeoX": _common("GPTNeoX", "num_key_value_heads"),
+    "GPT-NeoX-sequential": _common("GPTNeoX", "num_key_value_heads", use_parallel_residual=False),
+    "GPT-J": _common("GPTJ", "num_key_value_heads", "intermediate_size", n_inner=48, rotary_dim=4),
+    "OPT": _common("OPT", "num_key_value_heads", "intermediate_size", ffn_dim=48, word_embed_proj_dim=WIDTH),
+    "BLOOM": _common("Bloom", "num_key_value_heads", "intermediate_size", "max_position_embeddings"),
+    "Falcon": _common(
+        "Falcon", "num_key_value_heads", "intermediate_size", new_decoder_architecture=True, num_kv_heads=2
+    ),
+    "Falcon-old": _common("Falcon", "num_key_value_heads", "intermediate_size", multi_query=True),
+    "Falcon-sequential": _common(
+        "Falcon", "num_key_value_heads", "intermediate_size", multi_query=False, parallel_attn=False, alibi=True
+    ),
+    "StableLM": _common("StableLm"),
+    "StableLM-parallel": _common("StableLm", use_parallel_residual=True),
+    "Granite": _common("Granite", residual_multiplier=0.22, embedding_multiplier=3.0, logits_scaling=2.0),
+    "SmolLM3": _common("SmolLM3", no_rope_layers=[1, 1, 0]),
+    "Cohere": _common("Cohere", use_qk_norm=True),
+    "Cohere2": _common("Cohere2", sliding_window=8),
+    "GLM4": _common("Glm4", head_dim=8),
+    "StarCoder2": _common("Starcoder2"),
+    "MPT": lambda: _model("MptForCausalLM", _mpt()),
+    "Mamba": _common("Mamba", "num_attention_heads", "num_key_value_heads", "max_position_embeddings", state_size=4),
+    "GPT-Neo": lambda: _model("GPTNeoForCausalLM", _gpt_neo()),
+    "GPT-BigCode": _common("GPTBigCode", "num_key_value_heads", "intermediate_size", n_inner=48, multi_query=True),
+    "Nemotron": _common("Nemotron", head_dim=8),
+    "OLMoE": _common("Olmoe", num_experts=4, num_experts_per_tok=2),
+    "DeepSeek-V3": _common(
+        "DeepseekV3",
+        **_EXPERTS,
+        n_routed_experts=4,
+        n_group=1,
+        topk_group=1,
+        num_key_value_heads=4,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=4,
+        v_head_dim=6,
+        first_k_dense_replace=1,
+    ),
+    "Qwen3-Next": _common(
+        "Qwen3Next",
+        **_EXPERTS,
+        num_experts=4,
+        shared_expert_intermediate_size=24,
+        head_dim=8,
+        linear_num_value_heads=4,
+        linear_num_key_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+    ),
+}
+
+
+def _gemma3_text() -> Any:
+    import transformers
+
+    layers = ["sliding_attention", "full_attention", "sliding_attention"]
+    return transformers.Gemma3TextConfig(**_COMMON, head_dim=8, sliding_window=8, layer_types=layers)
+
+
+def _mpt() -> Any:
+    import transformers
+
+    return transformers.MptConfig(vocab_size=VOCAB, d_model=WIDTH, n_heads=4, n_layers=3, max_seq_len=64)
+
+
+def _gpt_neo() -> Any:
+    import transformers
+
+    return transformers.GPTNeoConfig(
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        max_position_embeddings=64,
+        window_size=8,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
+@functools.cache
+def build(family: str) -> Any:
+    """The model of a family, in float32 and evaluation mode; one object per process."""
+    return FAMILIES[family]()
