@@ -1,0 +1,70 @@
+"""latentlens: look into and steer the latent space of language models.
+
+    import latentlens as ll
+    lm   = ll.load()                                    # the embedded organism; or a hub id, a folder, a model
+    acts = lm.activations(texts, sites="resid_post[*]", where="last")
+    res  = ll.probe.fit(acts, labels, groups=topics)    # held-out AUROC with interval and controls
+    runs = lm.generate(prompts, steer=[ll.Add(res.best().direction, 1.5)], samples=4, temperature=1, seed=0)
+    ll.plots.by_layer(res)
+
+Importing this package loads nothing heavy: every name is fetched when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from latentlens import errors as errors
+    from latentlens import organism as organism
+    from latentlens.access.cache import ActivationCache as ActivationCache
+    from latentlens.access.model import LensModel as LensModel
+    from latentlens.access.model import load as load
+    from latentlens.methods import probe as probe
+    from latentlens.values.activations import Activations as Activations
+    from latentlens.values.directions import Direction as Direction
+    from latentlens.values.interventions import Add as Add
+    from latentlens.values.rollouts import Rollout as Rollout
+    from latentlens.values.rollouts import Rollouts as Rollouts
+    from latentlens.values.sites import Site as Site
+    from latentlens.values.where import PerRow as PerRow
+    from latentlens.values.where import Where as Where
+    from latentlens.views import figures as plots
+    from latentlens.views.report import report as report
+
+__version__ = "0.1.0"
+
+# name -> (module, attribute or None for the module itself)
+_LAZY = {
+    "load": ("latentlens.access.model", "load"),
+    "LensModel": ("latentlens.access.model", "LensModel"),
+    "ActivationCache": ("latentlens.access.cache", "ActivationCache"),
+    "Activations": ("latentlens.values.activations", "Activations"),
+    "Add": ("latentlens.values.interventions", "Add"),
+    "Direction": ("latentlens.values.directions", "Direction"),
+    "PerRow": ("latentlens.values.where", "PerRow"),
+    "Rollout": ("latentlens.values.rollouts", "Rollout"),
+    "Rollouts": ("latentlens.values.rollouts", "Rollouts"),
+    "Site": ("latentlens.values.sites", "Site"),
+    "Where": ("latentlens.values.where", "Where"),
+    "errors": ("latentlens.errors", None),
+    "organism": ("latentlens.organism", None),
+    "plots": ("latentlens.views.figures", None),
+    "probe": ("latentlens.methods.probe", None),
+    "report": ("latentlens.views.report", "report"),
+}
+__all__ = sorted(_LAZY)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'latentlens' has no attribute {name!r}; it has {', '.join(__all__)}")
+    module, attribute = _LAZY[name]
+    value = import_module(module)
+    if attribute is not None:
+        value = getattr(value, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,1 @@
+"""The only door to a model: loading, hooks, capture, the activation cache, generation."""

@@ -35,7 +35,7 @@ class Tap:
         return f"{self.name}.{'input' if self.side == 'in' else 'output'}"
 
 
-class StopForward(Exception):  # noqa: N818 - a signal, not an error
+class StopForward(Exception):
     """Raised by a hook once nothing deeper was asked for; caught by whoever runs the forward."""
 
 
@@ -43,7 +43,9 @@ Callback = Callable[[Tensor], Tensor | None]
 
 
 @contextmanager
-def hooked(calls: Sequence[tuple[Tap, Callback]], shape: tuple[int, int] | None = None) -> Iterator[Counter[str]]:
+def hooked(
+    calls: Sequence[tuple[Tap, Callback]], shape: tuple[int, int] | None = None
+) -> Iterator[Counter[str]]:
     """Run callbacks on the tensors at the taps while the `with` lasts.
 
     A callback gets the tensor (batch, token, width) and returns None to look or a tensor to replace it.
@@ -81,16 +83,18 @@ def refuse_compiled(modules: Sequence[nn.Module]) -> None:
             )
 
 
-def require_fired(fired: Counter[str], nearest: str = "") -> None:
+def require_fired(fired: Counter[str]) -> None:
     """Raise HookNeverFired for the taps that no forward reached."""
     silent = [name for name, count in fired.items() if count == 0]
     if silent:
         raise HookNeverFired(
-            f"{', '.join(silent)} was never reached by the forward pass, so nothing was read or changed there. {nearest}"
+            f"{', '.join(silent)} was never reached by the forward pass, so nothing was read or changed there"
         )
 
 
-def _register(tap: Tap, callback: Callback, plan: object, fired: Counter[str], shape: tuple[int, int] | None) -> Any:
+def _register(
+    tap: Tap, callback: Callback, plan: object, fired: Counter[str], shape: tuple[int, int] | None
+) -> Any:
     name = repr(tap)
 
     def act(tensor: Tensor) -> Tensor | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,17 +23,18 @@ class Identity:
 
     Args:
         model: the model.
-        source: {"weights": digest of the files or hub commit it was loaded from}; taken as the key as
-            long as nothing has touched the weights since. Without it the weights themselves are hashed.
+        source: gives the digest of the files, or the hub commit, that it was loaded from; asked once, at first
+            need, and taken as the key as long as nothing has touched the weights since. Without it the weights
+            themselves are hashed.
         quantization: "int8", "nf4" or None.
     """
 
-    def __init__(self, model: nn.Module, source: Mapping[str, Any] | None, quantization: str | None) -> None:
+    def __init__(self, model: nn.Module, source: Callable[[], str | None] | None, quantization: str | None) -> None:
         self.model = model
         self.quantization = quantization
-        self._source = dict(source or {})
+        self._source = source
+        self._known: tuple[Any, str] | None = None
         self._source_stamp = self._stamp() if source else None
-        self._hashed: tuple[Any, str] | None = None
         self._lock = threading.Lock()
 
     def context(self, interventions: str = "") -> dict[str, Any]:
@@ -55,13 +57,13 @@ class Identity:
 
     def weights(self) -> str:
         """Digest of the weights in force."""
-        stamp = self._stamp()
-        if self._source and stamp == self._source_stamp:
-            return str(self._source["weights"])
         with self._lock:
-            if self._hashed is None or self._hashed[0] != stamp:
-                self._hashed = (stamp, weights_digest(self.model))
-            return self._hashed[1]
+            stamp = self._stamp()
+            if self._known is None or self._known[0] != stamp:
+                untouched = self._source is not None and stamp == self._source_stamp
+                digest = self._source() if untouched and self._source else None
+                self._known = (stamp, digest or weights_digest(self.model))
+            return self._known[1]
 
     def _stamp(self) -> tuple[Any, ...]:
         """Changes whenever a weight does: storage, in-place counter, and a few values of every tensor.
@@ -73,7 +75,9 @@ class Identity:
             marks.append((name, tensor.data_ptr() if tensor.device.type != "meta" else 0, tensor._version))
             if tensor.device.type != "meta" and tensor.numel():
                 flat = tensor.detach().reshape(-1)[:: max(1, tensor.numel() // 8)][:9]
-                samples.append(flat.to("cpu", torch.float32) if flat.dtype.is_floating_point else flat.cpu().float())
+                samples.append(
+                    flat.to("cpu", torch.float32) if flat.dtype.is_floating_point else flat.cpu().float()
+                )
         digest = hashlib.sha256(torch.cat(samples).numpy().tobytes()).hexdigest() if samples else ""
         return (tuple(marks), digest)
 
@@ -89,8 +93,8 @@ def weights_digest(model: nn.Module) -> str:
     def one(item: tuple[str, Tensor]) -> str:
         name, tensor = item
         head = f"{name}|{tuple(tensor.shape)}|{tensor.dtype}".encode()
-        if tensor.device.type == "meta":
-            return hashlib.sha256(head + b"|offloaded").hexdigest()
+        if tensor.device.type == "meta":  # offloaded: its bytes cannot be read here, so the key is never shared
+            return uuid.uuid4().hex
         raw = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
         return hashlib.sha256(head + raw.numpy().tobytes()).hexdigest()
 

@@ -1,0 +1,1 @@
+"""Values in, values out: nothing here runs a model."""

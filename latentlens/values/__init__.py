@@ -1,0 +1,1 @@
+"""What the wings hand each other: frozen values that know nothing of models."""

@@ -72,7 +72,9 @@ class Activations:
         """
         found = self._find(spec)
         if len(found) != 1:
-            raise SiteNotFound(f"{spec} names {len(found)} of the sites held; for several use acts.stack({str(spec)!r})")
+            raise SiteNotFound(
+                f"{spec} names {len(found)} of the sites held; for several use acts.stack({str(spec)!r})"
+            )
         return self.values[found[0]]
 
     def stack(self, spec: str | Sequence[Site | str] | None = None) -> Tensor:

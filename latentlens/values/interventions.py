@@ -76,7 +76,7 @@ class Add:
         return self.direction.site
 
     def edit(self, states: Tensor) -> Tensor:
-        """h + coeff * v."""
+        """H + coeff * v."""
         return states + self.coeff * self.direction.vector.to(states.device)
 
     @property
@@ -99,7 +99,9 @@ def as_plan(steer: Any) -> tuple[Intervention, ...]:
     plan: Sequence[Any] = tuple(steer) if isinstance(steer, Iterable) else (steer,)
     for item in plan:
         if not isinstance(item, Intervention):
-            raise BadInput(f"steer= takes interventions such as ll.Add(direction, 2.0), not {type(item).__name__}")
+            raise BadInput(
+                f"steer= takes interventions such as ll.Add(direction, 2.0), not {type(item).__name__}"
+            )
     return tuple(plan)
 
 

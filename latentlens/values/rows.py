@@ -25,7 +25,9 @@ class TokenRow:
     text: str = ""
 
     @classmethod
-    def plain(cls, ids: tuple[int, ...], *, special_ids: frozenset[int] = frozenset(), text: str = "") -> TokenRow:
+    def plain(
+        cls, ids: tuple[int, ...], *, special_ids: frozenset[int] = frozenset(), text: str = ""
+    ) -> TokenRow:
         """A row without chat structure, prompt throughout."""
         n = len(ids)
         return cls(ids, n, ("",) * n, (-1,) * n, tuple(i in special_ids for i in ids), text)
@@ -49,3 +51,9 @@ class TokenRow:
     def digest(self) -> str:
         """Content key of the row: sha256 over the token ids. Labels do not change activations."""
         return hashlib.sha256(np.asarray(self.ids, dtype="<i8").tobytes()).hexdigest()
+
+    @property
+    def labelled_digest(self) -> str:
+        """Content key of the row with the labels that position selections read."""
+        labels = f"{self.n_prompt}|{self.role}|{self.turn}|{self.special}"
+        return hashlib.sha256((self.digest + labels).encode()).hexdigest()

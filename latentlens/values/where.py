@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from latentlens.errors import WhereNotValid
@@ -80,10 +80,17 @@ class Where:
         Raises: WhereNotValid: an index outside the row, or nothing selected.
         """
         n = len(row)
-        found = sorted({self._inside(i, n) for i in self._raw(row)})
+        found = self.positions_or_none(row)
         if not found:
-            raise WhereNotValid(f"where={str(self)!r} selects no token of a row of {n} tokens{_why_empty(self, row)}")
-        return tuple(found)
+            raise WhereNotValid(
+                f"where={str(self)!r} selects no token of a row of {n} tokens{_why_empty(self, row)}"
+            )
+        return found
+
+    def positions_or_none(self, row: TokenRow) -> tuple[int, ...]:
+        """Like `positions`, but an empty selection is no error."""
+        n = len(row)
+        return tuple(sorted({self._inside(i, n) for i in self._raw(row)}))
 
     def _raw(self, row: TokenRow) -> Sequence[int]:
         n = len(row)
@@ -160,6 +167,49 @@ def resolve(where: Any, rows: Sequence[TokenRow]) -> list[tuple[int, ...]]:
         return [w.positions(row) for w, row in zip(where.wheres, rows, strict=True)]
     one = Where.of(where)
     return [one.positions(row) for row in rows]
+
+
+def steered_positions(where: Where, row: TokenRow) -> tuple[int, ...]:
+    """Positions of a row at which an intervention acts, whether the row was given whole or is being generated.
+
+    A selection is resolved in the prompt when generation starts; `all`, `response`, `content`, the role
+    assistant and open slices then go on into what is generated, token by token, while `last`, `last-3` and negative
+    positions stay where they were. So a cached decode and a recomputation of the same row edit the same tokens.
+    """
+    n = row.n_prompt
+    prompt = row if n == len(row) else TokenRow(
+        row.ids[:n], n, row.role[:n], row.turn[:n], row.special[:n], row.text
+    )  # fmt: skip
+    found: list[int] = []
+    if where.kind != "response" and not (where.kind == "index" and all(i >= n for i in where.args)):
+        inside = (
+            replace(where, args=tuple(i for i in where.args if i < n)) if where.kind == "index" else where
+        )
+        found += inside.positions_or_none(prompt)
+    found += [p for p in range(n, len(row)) if continues(where, row, p)]
+    return tuple(found)
+
+
+def continues(where: Where, row: TokenRow, position: int) -> bool:
+    """Whether a selection covers a generated position (one at or after `row.n_prompt`)."""
+    match where.kind:
+        case "all" | "response":
+            return True
+        case "content":
+            return not row.special[position]
+        case "role":
+            return where.args[0] == "assistant"
+        case "turn":
+            return where.args[0] == max(row.turn[: row.n_prompt], default=-1) + 1
+        case "index":
+            return position in where.args
+        case "slice":
+            start, stop, step = where.args
+            start, step = start or 0, step or 1
+            if start < 0 or step < 0 or (stop is not None and stop < 0):
+                return False
+            return position >= start and (stop is None or position < stop) and (position - start) % step == 0
+    return False
 
 
 def _why_empty(where: Where, row: TokenRow) -> str:

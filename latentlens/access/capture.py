@@ -1,0 +1,276 @@
+"""From rows to values: what the cache holds is read, the rest is computed once, and stored as it comes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentlens.access.batching import batches, halving
+from latentlens.access.cache import ActivationCache, RowKey, Selection
+from latentlens.access.forward import gather, read
+from latentlens.access.identity import context_digest
+from latentlens.access.layout import Layout
+from latentlens.errors import BadInput, NonFiniteActivations
+from latentlens.values.interventions import Intervention
+from latentlens.values.rows import TokenRow
+from latentlens.values.sites import Site
+
+_COMMIT_BYTES, _COMMIT_SECONDS = 64 << 20, 20.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to capture: rows, sites, and per row its selections, all pooled alike.
+
+    pool: "" keeps every position as a row of the result; "mean" makes one row of each selection.
+    """
+
+    rows: tuple[TokenRow, ...]
+    sites: tuple[Site, ...]
+    selections: tuple[tuple[Selection, ...], ...]
+    pool: str
+    steer: tuple[Intervention, ...] = ()
+
+    @property
+    def counts(self) -> list[int]:
+        """Rows of the result that each input row makes."""
+        return [sum(1 if self.pool else len(s.positions) for s in chosen) for chosen in self.selections]
+
+
+def select(positions: Sequence[tuple[int, ...]], rows: Sequence[TokenRow], pool: Any) -> tuple[str, list[tuple[Selection, ...]]]:
+    """Turn chosen positions and a pool into selections.
+
+    pool: None, "last" (the last chosen position), "mean", "span" (one mean per run of neighbouring positions),
+    or ("segments", k) (one mean per k positions; the last segment may be shorter).
+
+    Raises: BadInput: any other pool.
+    """
+    match pool:
+        case None:
+            groups = [[p] for p in positions]
+        case "last":
+            groups = [[p[-1:]] for p in positions]
+        case "mean":
+            groups = [[p] for p in positions]
+        case "span":
+            groups = [_runs(p) for p in positions]
+        case ("segments", int(size)) if size > 0:
+            groups = [[p[i : i + size] for i in range(0, len(p), size)] for p in positions]
+        case _:
+            raise BadInput(f"pool={pool!r}: allowed are None, 'last', 'mean', 'span' and ('segments', k) with k >= 1")
+    kind = "" if pool in (None, "last") else "mean"
+    chosen = [
+        tuple(Selection(kind, tuple(p), len(row)) for p in group) for group, row in zip(groups, rows, strict=True)
+    ]
+    return kind, chosen
+
+
+def _runs(positions: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Maximal runs of neighbouring positions.
+
+    >>> _runs((1, 2, 5, 6, 7))
+    [(1, 2), (5, 6, 7)]
+    """
+    cuts = [i for i in range(1, len(positions)) if positions[i] != positions[i - 1] + 1]
+    bounds = [0, *cuts, len(positions)]
+    return [positions[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
+@dataclass
+class Outcome:
+    """Values per site (n_rows, width) in the order of the plan, and what it took."""
+
+    values: dict[Site, Tensor]
+    forwards: int = 0
+    computed_rows: int = 0
+    cached_rows: int = 0
+    seconds: float = 0.0
+    _offsets: list[int] = field(default_factory=list)
+
+
+def capture(
+    layout: Layout,
+    plan: Plan,
+    cache: ActivationCache | None,
+    context: Mapping[str, Any],
+    *,
+    token_budget: int,
+    progress: Any,
+) -> Outcome:
+    """Fill the values of a plan from the cache and, for what it lacks, from forward passes.
+
+    Identical rows are computed once. A row that is held for some sites is run for the others only.
+
+    Raises: NonFiniteActivations: NaN or infinity came out of the model; nothing of that batch is stored.
+    """
+    started = time.perf_counter()
+    out = Outcome({})
+    owners = _unique(plan)
+    missing = {first: list(plan.sites) for first in owners}
+    spans = _spans(plan.counts)
+    key = context_digest(context)
+    if cache is not None:
+        missing = _from_cache(plan, cache, key, owners, spans, out)
+    out.computed_rows = len(missing)
+    out.cached_rows = len(owners) - len(missing)
+    store = _Store(cache, context, key) if cache is not None else None
+    total = sum(len(plan.rows[i]) for i in missing)
+    with progress(total) as bar:
+        for sites, members in _by_sites(missing):
+            lengths = [len(plan.rows[i]) for i in members]
+            for batch in batches(lengths, token_budget):
+
+                def run(part: Sequence[int], sites: tuple[Site, ...] = sites, members: list[int] = members) -> None:
+                    which = [members[i] for i in part]
+                    values = _forward(layout, plan, sites, which)
+                    out.forwards += 1
+                    _place(plan, out, values, which, owners, spans)
+                    if store is not None:
+                        store.add(plan, values, which)
+                    bar.update(sum(len(plan.rows[i]) for i in which))
+
+                halving(batch, run)
+    if store is not None:
+        store.commit()
+    out.seconds = time.perf_counter() - started
+    return out
+
+
+def _unique(plan: Plan) -> dict[int, list[int]]:
+    """First index of every distinct (tokens, selections, steered prompt length), with all indices that share it."""
+    seen: dict[Any, int] = {}
+    owners: dict[int, list[int]] = {}
+    for i, (row, chosen) in enumerate(zip(plan.rows, plan.selections, strict=True)):
+        first = seen.setdefault((row.ids, chosen, row.n_prompt if plan.steer else 0), i)
+        owners.setdefault(first, []).append(i)
+    return owners
+
+
+def _spans(counts: Sequence[int]) -> list[slice]:
+    spans, at = [], 0
+    for count in counts:
+        spans.append(slice(at, at + count))
+        at += count
+    return spans
+
+
+def _key(plan: Plan, context: str, i: int, site: Site) -> RowKey:
+    row = plan.rows[i]
+    # Where an edit ends and goes on depends on the prompt's length and labels, not on token ids alone.
+    sequence = row.digest if not plan.steer else row.labelled_digest
+    return RowKey(context, sequence, str(site))
+
+
+def _from_cache(
+    plan: Plan, cache: ActivationCache, context: str, owners: dict[int, list[int]], spans: list[slice], out: Outcome
+) -> dict[int, list[Site]]:
+    """Place what the cache holds; return per first index the sites that it lacks."""
+    missing: dict[int, list[Site]] = {}
+    for site in plan.sites:
+        requests, asked = [], []
+        for first in owners:
+            for selection in plan.selections[first]:
+                requests.append((_key(plan, context, first, site), selection))
+                asked.append(first)
+        hits = cache.lookup(requests)
+        lacking = {first for first, hit in zip(asked, hits, strict=True) if hit is None}
+        held = [(first, hit) for first, hit in zip(asked, hits, strict=True) if first not in lacking and hit is not None]
+        read_back = cache.read([hit for _, hit in held])
+        lacking |= {first for (first, _), value in zip(held, read_back, strict=True) if value is None}
+        parts: dict[int, list[Tensor]] = {}
+        for (first, _), value in zip(held, read_back, strict=True):
+            if value is not None:
+                parts.setdefault(first, []).append(value)
+        for first, values in parts.items():
+            if first not in lacking:
+                _write(plan, out, site, torch.cat(values), owners[first], spans)
+        for first in lacking:
+            missing.setdefault(first, []).append(site)
+    return dict(sorted(missing.items()))
+
+
+def _by_sites(missing: Mapping[int, list[Site]]) -> Iterator[tuple[tuple[Site, ...], list[int]]]:
+    groups: dict[tuple[Site, ...], list[int]] = {}
+    for first, sites in missing.items():
+        groups.setdefault(tuple(sites), []).append(first)
+    yield from groups.items()
+
+
+def _forward(layout: Layout, plan: Plan, sites: tuple[Site, ...], which: Sequence[int]) -> dict[Site, Tensor]:
+    rows = [plan.rows[i] for i in which]
+    chosen = [[s.positions for s in plan.selections[i]] for i in which]
+    values = read(layout, rows, sites, lambda width: gather(width, chosen, plan.pool != ""), plan.steer)
+    on_host = {site: value.to("cpu", non_blocking=value.is_cuda) for site, value in values.items()}
+    if any(value.is_cuda for value in values.values()):
+        torch.cuda.synchronize()
+    for site, value in on_host.items():
+        _refuse_non_finite(site, value, which, layout)
+    return on_host
+
+
+def _refuse_non_finite(site: Site, value: Tensor, which: Sequence[int], layout: Layout) -> None:
+    if value.numel() == 0 or bool(torch.isfinite(value.sum(dtype=torch.float32))):  # a sum keeps NaN and infinity
+        return
+    bad = ~torch.isfinite(value)
+    if bad.any():
+        advice = " float16 overflows at 65504: load with dtype='bfloat16'." if value.dtype == torch.float16 else ""
+        raise NonFiniteActivations(
+            f"{int(bad.sum())} of {value.numel()} values at {site} are NaN or infinite in a batch of texts "
+            f"{', '.join(map(str, which[:8]))}{'...' if len(which) > 8 else ''}.{advice}"
+        )
+
+
+def _place(
+    plan: Plan,
+    out: Outcome,
+    values: Mapping[Site, Tensor],
+    which: Sequence[int],
+    owners: Mapping[int, list[int]],
+    spans: list[slice],
+) -> None:
+    for site, value in values.items():
+        at = 0
+        for first in which:
+            count = spans[first].stop - spans[first].start
+            _write(plan, out, site, value[at : at + count], owners[first], spans)
+            at += count
+
+
+def _write(plan: Plan, out: Outcome, site: Site, value: Tensor, indices: Sequence[int], spans: list[slice]) -> None:
+    if site not in out.values:
+        n = spans[-1].stop
+        out.values[site] = torch.empty(n, *value.shape[1:], dtype=value.dtype)
+    for i in indices:
+        out.values[site][spans[i]] = value
+
+
+class _Store:
+    """Collects computed values and commits them to the cache in large, atomic pieces."""
+
+    def __init__(self, cache: ActivationCache, context: Mapping[str, Any], key: str) -> None:
+        self.cache, self.context, self.key = cache, dict(context), key
+        self.pending: list[tuple[RowKey, Selection, Tensor]] = []
+        self.size, self.since = 0, time.monotonic()
+
+    def add(self, plan: Plan, values: Mapping[Site, Tensor], which: Sequence[int]) -> None:
+        for site, value in values.items():
+            at = 0
+            for first in which:
+                key = _key(plan, self.key, first, site)
+                for selection in plan.selections[first]:
+                    count = 1 if plan.pool else len(selection.positions)
+                    self.pending.append((key, selection, value[at : at + count]))
+                    at += count
+            self.size += value.numel() * value.element_size()
+        if self.size >= _COMMIT_BYTES or time.monotonic() - self.since > _COMMIT_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        if self.pending:
+            self.cache.put(self.context, self.pending)
+        self.pending, self.size, self.since = [], 0, time.monotonic()

@@ -1,0 +1,205 @@
+"""One forward pass over one right-padded batch, with edits and readings, and nothing computed in vain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from latentlens.access.hooks import Callback, StopForward, Tap, hooked, require_fired
+from latentlens.access.layout import Layout
+from latentlens.errors import BadInput
+from latentlens.values.interventions import Intervention
+from latentlens.values.rows import TokenRow
+from latentlens.values.sites import Site
+from latentlens.values.where import steered_positions
+
+# Editing here would not reach the stream: both are read by something after the sum was already taken.
+_READ_ONLY = {"resid_mid": "attn_out or resid_post", "logits": "final_norm"}
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Which positions of a padded batch (row, token) are kept, and how they are pooled.
+
+    flat: indices into the flattened batch (row * width + position).
+    segment: for pooled readings, the output row of each index; None keeps every index as a row.
+    """
+
+    flat: Tensor
+    segment: Tensor | None
+    n_out: int
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """(batch, token, d) to (n_out, d); means are taken in float32 on the device of the states."""
+        kept = states.reshape(-1, states.shape[-1]).index_select(0, self.flat.to(states.device))
+        if self.segment is None:
+            return kept
+        segment = self.segment.to(states.device)
+        total = torch.zeros(self.n_out, kept.shape[-1], dtype=torch.float32, device=kept.device)
+        total.index_add_(0, segment, kept.float())
+        return total / torch.bincount(segment, minlength=self.n_out).unsqueeze(1)
+
+
+def gather(width: int, chosen: Sequence[Sequence[Sequence[int]]], pooled: bool) -> Gather:
+    """Build a Gather from, per row, its selections, each a sequence of positions."""
+    flat: list[int] = []
+    segment: list[int] = []
+    n = 0
+    for row, selections in enumerate(chosen):
+        for positions in selections:
+            flat.extend(row * width + p for p in positions)
+            segment.extend([n] * len(positions))
+            n += 1
+    index = torch.tensor(flat, dtype=torch.long)
+    return Gather(index, torch.tensor(segment) if pooled else None, n if pooled else len(flat))
+
+
+def check_plan(layout: Layout, plan: Sequence[Intervention]) -> None:
+    """Refuse a plan that this model cannot carry out.
+
+    Raises: SiteNotFound, BadInput: no such site here, a site that cannot be edited, or another width.
+    """
+    for item in plan:
+        if item.site.point in _READ_ONLY:
+            raise BadInput(
+                f"{item.site} can be read but not edited: use {_READ_ONLY[item.site.point]} of the same block instead"
+            )
+        layout.tap(item.site)
+        direction = getattr(item, "direction", None)
+        if (
+            direction is not None
+            and item.site.point.startswith("resid")
+            and direction.vector.numel() != layout.d_model
+        ):
+            raise BadInput(
+                f"{direction} has {direction.vector.numel()} entries, the model's stream {layout.d_model}"
+            )
+
+
+def edit_calls(
+    layout: Layout, plan: Sequence[Intervention], masks: Callable[[Intervention], Tensor | None]
+) -> list[tuple[Tap, Callback]]:
+    """Callbacks that carry out a plan.
+
+    Args: masks: for an intervention, the boolean (batch, token) of the positions to edit in the forward
+        that is running, or None for no position at all.
+    """
+
+    def call(item: Intervention) -> Callback:
+        def apply(states: Tensor) -> Tensor | None:
+            mask = masks(item)
+            if mask is None:
+                return None
+            mask = mask.to(states.device)
+            new = states.clone()
+            new[mask] = item.edit(states[mask].float()).to(
+                states.dtype
+            )  # float32 inside, one cast at the end
+            return new
+
+        return apply
+
+    return [(layout.tap(item.site), call(item)) for item in plan]
+
+
+def read(
+    layout: Layout,
+    rows: Sequence[TokenRow],
+    sites: Sequence[Site],
+    keep: Callable[[int], Gather],
+    plan: Sequence[Intervention] = (),
+) -> Mapping[Site, Tensor]:
+    """Values at sites for one batch of rows, read after the plan's edits at the same site.
+
+    Rows are padded on the right: under causal attention no token sees the padding, positions start at 0 in
+    every row, and no attention mask is needed, which lets the fast causal kernels run. The pass stops after the
+    deepest block asked for; the unembedding runs for `logits` only, and then for the kept positions only.
+
+    Args: keep: from the padded width to the Gather of this batch.
+    Returns: per site (n_out, width), on the device where the model made them.
+    Raises: HookNeverFired.
+    """
+    width = max(map(len, rows))
+    picked = keep(width)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row.ids)
+    device = input_device(layout.model)
+    inputs = {"input_ids": ids.to(device), "use_cache": False}
+    if layout.accepts_position_ids:
+        inputs["position_ids"] = torch.arange(width, device=device)[None]
+
+    # Edits below the deepest reading cannot change it, and an edit that is never reached would be an error.
+    deepest = max(site.depth for site in sites)
+    plan = [item for item in plan if item.site.depth <= deepest]
+    masks = {item: _mask(item, rows, width) for item in plan}
+    found: dict[Site, Tensor] = {}
+
+    def keep_at(site: Site) -> Callback:
+        def look(states: Tensor) -> None:
+            found[site] = picked(states)
+
+        return look
+
+    calls = edit_calls(layout, plan, masks.__getitem__)
+    calls += [(layout.tap(site), keep_at(site)) for site in sites if site.point != "logits"]
+    if any(site.point == "logits" for site in sites):
+        calls.append((_head_input(layout), lambda states: _picked_rows(picked, states)))
+        run = layout.model
+    else:
+        calls.append((_stop_at(layout, sites), _stop))
+        run = layout.decoder
+    with torch.no_grad(), hooked(calls, (len(rows), width)) as fired:
+        try:
+            output = run(**inputs)
+        except StopForward:
+            output = None
+    require_fired(fired)
+    for site in sites:
+        if site.point == "logits":
+            found[site] = _pooled(picked, output.logits[0])  # type: ignore[union-attr]
+    return found
+
+
+def _picked_rows(picked: Gather, states: Tensor) -> Tensor:
+    """The kept positions only, as a batch of one row, so that the unembedding works on nothing else."""
+    return states.reshape(1, -1, states.shape[-1]).index_select(1, picked.flat.to(states.device))
+
+
+def _pooled(picked: Gather, values: Tensor) -> Tensor:
+    if picked.segment is None:
+        return values
+    everything = torch.arange(len(values))
+    return Gather(everything, picked.segment, picked.n_out)(values)
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where token ids go: the device of the first weight that is not offloaded."""
+    return next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
+
+
+def _head_input(layout: Layout) -> Tap:
+    head = layout.tap(Site("logits"))
+    return Tap(head.module, "in", head.name)
+
+
+def _mask(item: Intervention, rows: Sequence[TokenRow], width: int) -> Tensor | None:
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        mask[i, list(steered_positions(item.where, row))] = True
+    return mask if mask.any() else None
+
+
+def _stop_at(layout: Layout, sites: Sequence[Site]) -> Tap:
+    """The first tap after which nothing that was asked for is still to come."""
+    deepest = max(sites, key=lambda site: site.depth)
+    if deepest.block is None or deepest.point == "resid_pre":
+        return layout.tap(deepest)
+    return layout.tap(Site("resid_post", deepest.block))  # blocks differ in the order of their parts
+
+
+def _stop(_states: Tensor) -> None:
+    raise StopForward
