@@ -62,7 +62,11 @@ def _common(prefix: str, *drop: str, **changes: Any) -> Callable[[], Any]:
 def _multimodal_gemma3() -> Any:
     import transformers
 
-    text = _COMMON | {"head_dim": 8, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}
+    text = _COMMON | {
+        "head_dim": 8,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    }
     # As many vision layers as text layers, so that "the first list of the right length" would be the wrong one.
     vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2}
     config = transformers.Gemma3Config(
@@ -102,7 +106,12 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     ),
     "Falcon-old": _common("Falcon", "num_key_value_heads", "intermediate_size", multi_query=True),
     "Falcon-sequential": _common(
-        "Falcon", "num_key_value_heads", "intermediate_size", multi_query=False, parallel_attn=False, alibi=True
+        "Falcon",
+        "num_key_value_heads",
+        "intermediate_size",
+        multi_query=False,
+        parallel_attn=False,
+        alibi=True,
     ),
     "StableLM": _common("StableLm"),
     "StableLM-parallel": _common("StableLm", use_parallel_residual=True),
@@ -113,9 +122,13 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "GLM4": _common("Glm4", head_dim=8),
     "StarCoder2": _common("Starcoder2"),
     "MPT": lambda: _model("MptForCausalLM", _mpt()),
-    "Mamba": _common("Mamba", "num_attention_heads", "num_key_value_heads", "max_position_embeddings", state_size=4),
+    "Mamba": _common(
+        "Mamba", "num_attention_heads", "num_key_value_heads", "max_position_embeddings", state_size=4
+    ),
     "GPT-Neo": lambda: _model("GPTNeoForCausalLM", _gpt_neo()),
-    "GPT-BigCode": _common("GPTBigCode", "num_key_value_heads", "intermediate_size", n_inner=48, multi_query=True),
+    "GPT-BigCode": _common(
+        "GPTBigCode", "num_key_value_heads", "intermediate_size", n_inner=48, multi_query=True
+    ),
     "Nemotron": _common("Nemotron", head_dim=8),
     "OLMoE": _common("Olmoe", num_experts=4, num_experts_per_tok=2),
     "DeepSeek-V3": _common(
@@ -141,7 +154,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         linear_num_value_heads=4,
         linear_num_key_heads=2,
         linear_key_head_dim=8,
-        linear_value_head_dim=8,
+        linear_value_head_dim=16,
         layer_types=["linear_attention", "full_attention", "linear_attention"],
     ),
 }

@@ -7,6 +7,7 @@ class names is kept.
 
 from __future__ import annotations
 
+import contextvars
 import difflib
 import inspect
 import re
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from latentlens.access.hooks import Tap, refuse_compiled
 from latentlens.access.trace import INNER_POINTS, Trace, trace
-from latentlens.errors import SiteNotFound, UnsupportedArchitecture
+from latentlens.errors import CompiledModel, SiteNotFound, UnsupportedArchitecture
 from latentlens.values.sites import BLOCK_POINTS, DEPTH, MODEL_POINTS, Site, block_indices, parse
 
 SiteSpec = str | int | Site | Sequence["str | int | Site"]
@@ -67,7 +68,10 @@ class Layout:
         self.d_model = int(_first(config, "hidden_size", "n_embd", "d_model") or 0)
         heads = _first(config, "num_attention_heads", "n_head", "n_heads")
         self.n_heads = int(heads) if heads else None
-        head = _first(config, "head_dim") or (self.d_model // self.n_heads if self.n_heads else None)
+        # With latent attention (DeepSeek) head_dim is the rotary part only; what a head puts out is v_head_dim wide.
+        head = _first(config, "v_head_dim", "head_dim") or (
+            self.d_model // self.n_heads if self.n_heads else None
+        )
         self.d_head = int(head) if head and self.n_heads else None
         self.vocab_size = int(_first(config, "vocab_size") or 0)
         positions = _first(config, "max_position_embeddings", "n_positions", "max_seq_len")
@@ -154,20 +158,24 @@ class Layout:
             if text.endswith(suffix):
                 path, side = text.removesuffix(suffix), means
         inside = _IN_BLOCKS.fullmatch(path)
-        if inside and _is_suffix(inside["path"], self.blocks_path):
+        if inside and _is_suffix(inside["path"], self.blocks_path) and "hook_" not in (inside["rest"] or ""):
             blocks = inside["index"] or inside["blocks"]
             indices = block_indices(blocks, self.n_blocks, self.class_name)
-            return [self._point_at(index, inside["rest"], side, text) for index in indices]
-        for module, full in self._paths.items():
-            if full and side == "out" and path == full and module is self._unembedding:
-                return [Site("logits")]
-        if side == "out" and any(_is_suffix(path, full) for full in self._paths.values()):
-            final = self._trace().final_norm
-            if final is not None and _is_suffix(path, final.name):
-                return [Site("final_norm")]
-        return None
+            found = [self._point_at(index, inside["rest"], side) for index in indices]
+            sites = [site for site in found if isinstance(site, Site)]
+            wrong = [message for message in found if isinstance(message, str)]
+            if wrong and not (sites and blocks.strip() == "*"):
+                raise SiteNotFound(f"{text}: {wrong[0]}")
+            return sites
+        if side == "in" or not any(_is_suffix(path, full) for full in self._paths.values()):
+            return None
+        if self._unembedding is not None and _is_suffix(path, self._paths[self._unembedding]):
+            return [Site("logits")]
+        final = self._trace().final_norm
+        return [Site("final_norm")] if final is not None and _is_suffix(path, final.name) else None
 
-    def _point_at(self, block: int, rest: str | None, side: str, text: str) -> Site:
+    def _point_at(self, block: int, rest: str | None, side: str) -> Site | str:
+        """The site at a module inside a block, or what to say when there is none."""
         if rest is None:
             return Site("resid_pre" if side == "in" else "resid_post", block)
         name = f"{self.block_paths[block]}.{rest}"
@@ -177,10 +185,13 @@ class Layout:
                 return Site(point, block)
         if side == "out" and name in traced.aliases:
             return Site(traced.aliases[name], block)
+        what = (
+            f"the {side}put of {name} is no site"
+            if name in self._paths.values()
+            else f"there is no module {name}"
+        )
         here = ", ".join(f"{point} = {tap!r}" for point, tap in _by_depth(traced.taps))
-        known = name in self._paths.values()
-        what = f"{text}: {name}.{side}put is " + ("no site of latentlens" if known else "no module of this model")
-        raise SiteNotFound(f"{what}. {self._described} has in block {block}: {here or 'resid_pre and resid_post only'}")
+        return f"{what}. {self._described} has in block {block}: {here or 'resid_pre and resid_post only'}"
 
     # -- from a site to a module --------------------------------------------------------------------
 
@@ -202,12 +213,16 @@ class Layout:
         if site.point == "final_norm":
             final = self._trace().final_norm
             if final is None:
-                raise SiteNotFound(f"{self._described} runs no module of the decoder on the last block's output")
+                raise SiteNotFound(
+                    f"{self._described} runs no module of the decoder on the last block's output"
+                )
             return final
         assert site.block is not None
         (index,) = block_indices(str(site.block), self.n_blocks, self.class_name)
         if site.point in ("resid_pre", "resid_post"):
-            return Tap(self.blocks[index], "in" if site.point == "resid_pre" else "out", self.block_paths[index])
+            return Tap(
+                self.blocks[index], "in" if site.point == "resid_pre" else "out", self.block_paths[index]
+            )
         traced = self._trace().blocks[index]
         if site.point not in traced.taps:
             raise SiteNotFound(
@@ -222,10 +237,17 @@ class Layout:
         return self._trace().blocks[site.block or 0].scales.get(site.point, 1.0)
 
     def available(self) -> list[str]:
-        """The points that at least one block has, and the model's own, in the order of computation."""
-        points = {"resid_pre", "resid_post"} | {point for block in self._trace().blocks for point in block.taps}
-        final = ["final_norm"] if self._trace().final_norm else []
-        return sorted(points, key=DEPTH.__getitem__) + final + (["logits"] if self._unembedding is not None else [])
+        """The points that at least one block has, and the model's own, in the order of computation.
+
+        Only resid_pre, resid_post and logits if the trace fails on this model (asking for another says why).
+        """
+        try:
+            traced = self._trace()
+        except (UnsupportedArchitecture, CompiledModel):
+            traced = Trace([], None)
+        points = {"resid_pre", "resid_post"} | {point for block in traced.blocks for point in block.taps}
+        last = ["final_norm"] * (traced.final_norm is not None) + ["logits"] * (self._unembedding is not None)
+        return sorted(points, key=DEPTH.__getitem__) + last
 
     def table(self) -> list[tuple[str, str]]:
         """Rows (point, module and side that it resolves to), shown for the first block that has the point."""
@@ -244,9 +266,23 @@ class Layout:
     def _trace(self) -> Trace:
         with self._lock:
             if self._traced is None:
-                root = self._paths.get(self.decoder, "")
-                self._traced = trace(self.decoder, self.blocks, self.block_paths, root, self._tokens())
+                try:
+                    # In an empty context no other plan is in force: an edit would upset the arithmetic.
+                    self._traced = contextvars.Context().run(self._run_trace)
+                except (CompiledModel, torch.OutOfMemoryError):
+                    raise
+                except Exception as error:
+                    raise UnsupportedArchitecture(
+                        f"{self._described}: one forward pass over {_TRACE_TOKENS} tokens, which finds the sites "
+                        f"inside the blocks, failed with {type(error).__name__}: {error}. "
+                        "resid_pre, resid_post and logits can be used all the same."
+                    ) from error
             return self._traced
+
+    def _run_trace(self) -> Trace:
+        root = self._paths.get(self.decoder, "")
+        d_heads = self.n_heads * self.d_head if self.n_heads and self.d_head else None
+        return trace(self.decoder, self.blocks, self.block_paths, root, self._tokens(), d_heads)
 
     def _tokens(self) -> Tensor:
         """Five distinct ids from the middle of the vocabulary, away from special tokens."""
@@ -266,16 +302,23 @@ class Layout:
         points = [point for point in BLOCK_POINTS if point in self.available()]
         valid = [f"{point}[{i}]" for i in range(self.n_blocks) for point in points]
         valid += [point for point in MODEL_POINTS if point in self.available()] + self.block_paths
-        near = difflib.get_close_matches(text, valid, n=3, cutoff=0.4) or ["resid_post[0]", self.block_paths[0]]
+        near = difflib.get_close_matches(text, valid, n=3, cutoff=0.4) or [
+            "resid_post[0]",
+            self.block_paths[0],
+        ]
         return f"Nearest in {self._described}: {', '.join(near)}"
 
 
 def _decoder(model: nn.Module) -> nn.Module:
     name, config = type(model).__name__, getattr(model, "config", None)
     if config is None:
-        raise UnsupportedArchitecture(f"{name} has no config: latentlens reads Hugging Face causal language models")
+        raise UnsupportedArchitecture(
+            f"{name} has no config: latentlens reads Hugging Face causal language models"
+        )
     if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedArchitecture(f"{name} is an encoder-decoder model; latentlens looks for one decoder only")
+        raise UnsupportedArchitecture(
+            f"{name} is an encoder-decoder model; latentlens looks for one decoder only"
+        )
     can_generate = getattr(model, "can_generate", None)
     if callable(can_generate) and not can_generate():
         raise UnsupportedArchitecture(

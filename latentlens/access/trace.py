@@ -8,6 +8,7 @@ family needs no new code; where the sum does not hold, the point is reported as 
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,14 @@ from latentlens.access.hooks import Tap, hooked
 INNER_POINTS = ("z", "attn_out", "resid_mid", "mlp_post", "mlp_out")
 
 # Arguments that only a module that mixes tokens is handed.
-_MIXER_ARGUMENTS = {"attention_mask", "position_embeddings", "past_key_values", "layer_past", "alibi", "position_ids"}
+_MIXER_ARGUMENTS = {
+    "attention_mask",
+    "position_embeddings",
+    "past_key_values",
+    "layer_past",
+    "alibi",
+    "position_ids",
+}
 
 # Norms between a projection and the residual stream (Gemma, OLMo2): one, rarely two.
 _MAX_NORMS = 3
@@ -67,7 +75,18 @@ class _Value:
         return [tap for _, tap in self.seen if tap.side == "out"]
 
 
-def trace(decoder: nn.Module, blocks: Sequence[nn.Module], paths: Sequence[str], root: str, ids: Tensor) -> Trace:
+_Sources = list[tuple[_Value, float]]  # two contributions with their multipliers
+_Found = tuple[_Value | None, _Sources]  # resid_mid unless the block is parallel
+
+
+def trace(
+    decoder: nn.Module,
+    blocks: Sequence[nn.Module],
+    paths: Sequence[str],
+    root: str,
+    ids: Tensor,
+    d_heads: int | None,
+) -> Trace:
     """Run `ids` (1, token) through the decoder once and locate the points of every block.
 
     Leaves no hook, restores the training mode and the random state.
@@ -76,6 +95,7 @@ def trace(decoder: nn.Module, blocks: Sequence[nn.Module], paths: Sequence[str],
         decoder: the module that owns the blocks and the final norm.
         blocks: in order; `paths` are their Hugging Face paths, `root` that of the decoder ("" if it is the model).
         ids: distinct token ids, one row.
+        d_heads: width of all heads together, which `z` must have; None in a model without attention.
     """
     taps = {path: _taps_inside(block, path) for block, path in zip(blocks, paths)}
     children = [
@@ -101,8 +121,12 @@ def trace(decoder: nn.Module, blocks: Sequence[nn.Module], paths: Sequence[str],
         decoder(**{name: value for name, value in arguments.items() if name in accepted})
 
     n = ids.shape[1]
-    located = [_locate(block, path, _values(taps[path], record, n)) for block, path in zip(blocks, paths)]
-    last = next((record[tap][1] for tap in taps[paths[-1]] if tap.module is blocks[-1] and tap.side == "out"), None)
+    located = [
+        _locate(block, path, _values(taps[path], record, n), d_heads) for block, path in zip(blocks, paths)
+    ]
+    last = next(
+        (record[tap][1] for tap in taps[paths[-1]] if tap.module is blocks[-1] and tap.side == "out"), None
+    )
     return Trace(located, _final_norm(children, record, last))
 
 
@@ -141,23 +165,29 @@ def _values(taps: list[Tap], record: dict[Tap, tuple[int, Tensor]], n_tokens: in
         if not tensor.is_floating_point() or tensor.ndim < 2 or tensor.shape[:-1].numel() != n_tokens:
             continue
         flat = tensor.reshape(n_tokens, -1)
-        known = next((v for v in values if v.tensor.dtype == flat.dtype and torch.equal(v.tensor, flat)), None)
+        known = next(
+            (v for v in values if v.tensor.dtype == flat.dtype and torch.equal(v.tensor, flat)), None
+        )
         if known is None:
             values.append(known := _Value(flat))
         known.seen.append((order, tap))
     return values
 
 
-def _locate(block: nn.Module, path: str, values: list[_Value]) -> BlockTrace:
+def _locate(block: nn.Module, path: str, values: list[_Value], d_heads: int | None) -> BlockTrace:
     start = next((v for v in values for _, tap in v.seen if tap.module is block and tap.side == "in"), None)
     end = next((v for v in values for _, tap in v.seen if tap.module is block and tap.side == "out"), None)
     if start is None or end is None:
         return _nothing(f"{path} was not run by the decoder")
     same = [v for v in values if v.tensor.shape == end.tensor.shape and v is not start and v is not end]
-    single = _best_step(start, [v for v in same if v.first("out") is not None], end, exact=True)
+    single = _step(start, [v for v in same if v.first("out") is not None], end, exact=True)
     if single is not None:
-        return _nothing(f"{type(block).__name__} adds one contribution to the residual stream, not attention and MLP")
-    found = _sequential(start, end, same) or _parallel(start, end, same)
+        return _nothing(
+            f"{type(block).__name__} adds one contribution to the residual stream, not attention and MLP"
+        )
+    found = None
+    for exact in (True, False):
+        found = found or _sequential(start, end, same, exact) or _parallel(start, end, same, exact)
     if found is None:
         return _nothing(
             f"in {type(block).__name__} no two module outputs add up to resid_post - resid_pre, "
@@ -172,13 +202,15 @@ def _locate(block: nn.Module, path: str, values: list[_Value]) -> BlockTrace:
     for point, inner, (value, scale) in zip(("attn_out", "mlp_out"), ("z", "mlp_post"), sources):
         taps[point], scales[point] = _outermost(value), scale
         aliases |= {tap.name: point for tap in value.outputs()}
-        projection = _projection(value, values)
+        projection = _projection(value, values, d_heads if inner == "z" else None)
         if isinstance(projection, Tap):
             taps[inner] = projection
         else:
             missing[inner] = projection
     if mid is None:
-        missing["resid_mid"] = f"attention and MLP of {type(block).__name__} both read resid_pre (a parallel block)"
+        missing["resid_mid"] = (
+            f"attention and MLP of {type(block).__name__} both read resid_pre (a parallel block)"
+        )
     else:
         taps["resid_mid"] = next(tap for _, tap in mid.seen if tap.side == "in")
     return BlockTrace(taps, scales, aliases, missing)
@@ -188,67 +220,67 @@ def _nothing(why: str) -> BlockTrace:
     return BlockTrace({}, {}, {}, dict.fromkeys(INNER_POINTS, why))
 
 
-_Sources = list[tuple[_Value, float]]
-
-
-def _sequential(start: _Value, end: _Value, values: list[_Value]) -> tuple[_Value | None, _Sources] | None:
+def _sequential(start: _Value, end: _Value, values: list[_Value], exact: bool) -> _Found | None:
     """`start + alpha a == mid` and `mid + beta m == end`, where some module was handed mid."""
-    for exact in (True, False):
-        for mid in values:
-            handed = mid.first("in")
-            if handed is None:
-                continue
-            before = [v for v in values if (made := v.first("out")) is not None and made < handed and v is not mid]
-            after = [v for v in values if (made := v.first("out")) is not None and made > handed and v is not mid]
-            first = _best_step(start, before, mid, exact)
-            second = first and _best_step(mid, after, end, exact)
-            if first and second:
-                return mid, [first, second]
+    for mid in values:
+        handed = mid.first("in")
+        if handed is None:
+            continue
+        made = [(v, order) for v in values if v is not mid and (order := v.first("out")) is not None]
+        first = _step(start, [v for v, order in made if order < handed], mid, exact)
+        second = first and _step(mid, [v for v, order in made if order > handed], end, exact)
+        if first and second:
+            return mid, [first, second]
     return None
 
 
-def _parallel(start: _Value, end: _Value, values: list[_Value]) -> tuple[_Value | None, _Sources] | None:
+def _parallel(start: _Value, end: _Value, values: list[_Value], exact: bool) -> _Found | None:
     """`start + alpha a + beta m == end`."""
     made = [v for v in values if v.first("out") is not None]
-    pairs = [(a, m) for i, a in enumerate(made) for m in made[i + 1 :]]
-    for a, m in pairs:
-        for one, two, three in permutations((start.tensor, a.tensor, m.tensor)):
-            if torch.equal((one + two + three).to(end.tensor.dtype), end.tensor):
-                return None, [(a, 1.0), (m, 1.0)]
-    for a, m in pairs:
-        scales = _fit(start.tensor, [a.tensor, m.tensor], end.tensor)
-        if scales is not None:
-            return None, [(a, scales[0]), (m, scales[1])]
+    for i, a in enumerate(made):
+        for m in made[i + 1 :]:
+            scales = _scales(start, [a, m], end, exact)
+            if scales is not None:
+                return None, list(zip((a, m), scales))
     return None
 
 
-def _best_step(start: _Value, steps: list[_Value], end: _Value, exact: bool) -> tuple[_Value, float] | None:
+def _step(start: _Value, steps: list[_Value], end: _Value, exact: bool) -> tuple[_Value, float] | None:
+    """The first of the steps that leads from start to end, with its multiplier."""
     for step in steps:
-        if exact:
-            if torch.equal((start.tensor + step.tensor).to(end.tensor.dtype), end.tensor):
-                return step, 1.0
-        elif (scale := _fit(start.tensor, [step.tensor], end.tensor)) is not None:
-            return step, scale[0]
+        scales = _scales(start, [step], end, exact)
+        if scales is not None:
+            return step, scales[0]
+    return None
+
+
+def _scales(start: _Value, steps: list[_Value], end: _Value, exact: bool) -> list[float] | None:
+    """Multipliers for which start plus the steps is end, or None: 1 and bit for bit if exact, else fitted."""
+    if not exact:
+        return _fit(start.tensor, [step.tensor for step in steps], end.tensor)
+    for order in permutations([start.tensor, *(step.tensor for step in steps)]):
+        if torch.equal(functools.reduce(torch.add, order).to(end.tensor.dtype), end.tensor):
+            return [1.0] * len(steps)
     return None
 
 
 def _fit(start: Tensor, steps: list[Tensor], end: Tensor) -> list[float] | None:
-    """Multipliers for which `start + sum(scale * step) == end` within the rounding of the dtype, or None."""
+    """Multipliers for which start plus the steps is end within the rounding of the dtype, or None."""
     change = (end.double() - start.double()).flatten()
     columns = torch.stack([step.double().flatten() for step in steps], dim=1)
-    if not (change.isfinite().all() and columns.isfinite().all()) or columns.norm(dim=0).min() == 0:
+    gram = columns.T @ columns
+    if not (change.isfinite().all() and gram.isfinite().all()) or torch.linalg.cond(gram) > 1e8:
         return None
-    scales = torch.linalg.lstsq(columns, change[:, None]).solution[:, 0]
+    scales = torch.linalg.solve(gram, columns.T @ change)
     parts = columns * scales
     left = change - parts.sum(dim=1)
     rounding = torch.finfo(end.dtype).eps * (start.double().flatten().abs() + parts.abs().sum(dim=1))
-    # Rounding alone would let any small step pass beside a large residual, so it must explain the change too.
-    if (left.abs() > 2 * rounding + 1e-12).any() or left.norm() > 0.1 * change.norm():
+    # Rounding alone would let any small step pass beside a large residual, so it must explain the change too,
+    # and no part may be so small that it could be left out.
+    within = bool((left.abs() <= 2 * rounding).all()) and left.norm() < 0.1 * change.norm()
+    if not within or parts.norm(dim=0).min() < 1e-3 * change.norm():
         return None
-    # Nor may a multiplier be so near 0 that the part could be left out.
-    if parts.norm(dim=0).min() < 1e-3 * change.norm():
-        return None
-    return [float(scale) for scale in scales]
+    return scales.tolist()
 
 
 def _outermost(value: _Value) -> Tap:
@@ -267,24 +299,28 @@ def _source(value: _Value, values: list[_Value]) -> Tap | None:
         tap = _deepest(value)
         if tap is None or not _is_norm(tap.module):
             return tap
-        before = next((v for v in values for _, t in v.seen if t.module is tap.module and t.side == "in"), None)
+        before = next(
+            (v for v in values for _, t in v.seen if t.module is tap.module and t.side == "in"), None
+        )
         if before is None or before.tensor.shape != value.tensor.shape or _deepest(before) is None:
             return tap
         value = before
     return _deepest(value)
 
 
-def _projection(value: _Value, values: list[_Value]) -> Tap | str:
+def _projection(value: _Value, values: list[_Value], width: int | None) -> Tap | str:
     """The input of the linear map behind a contribution, or why there is none."""
     tap = _source(value, values)
     if tap is None:
         return "no module computes this contribution"
     matrices = [t for t in _own_state(tap.module) if t.ndim >= 2]
     linear = hasattr(tap.module, "in_features") or (len(matrices) == 1 and matrices[0].ndim == 2)
-    handed = any(t.module is tap.module and t.side == "in" for v in values for _, t in v.seen)
-    if linear and handed:
-        return Tap(tap.module, "in", tap.name)
-    return f"{tap.name} ({type(tap.module).__name__}) computes its result without a separate output projection"
+    handed = next((v for v in values for _, t in v.seen if t.module is tap.module and t.side == "in"), None)
+    if not linear or handed is None:
+        return f"{tap.name} ({type(tap.module).__name__}) computes its result without a separate output projection"
+    if width not in (None, handed.tensor.shape[-1]):
+        return f"the input of {tap.name} is {handed.tensor.shape[-1]} wide, which is not heads x head width ({width})"
+    return Tap(tap.module, "in", tap.name)
 
 
 def _attention_first(block: nn.Module, path: str, sources: _Sources, values: list[_Value]) -> _Sources:
@@ -304,7 +340,9 @@ def _mixes_tokens(block: nn.Module, path: str, tap: Tap | None) -> bool:
     return False
 
 
-def _final_norm(children: list[Tap], record: dict[Tap, tuple[int, Tensor]], last: Tensor | None) -> Tap | None:
+def _final_norm(
+    children: list[Tap], record: dict[Tap, tuple[int, Tensor]], last: Tensor | None
+) -> Tap | None:
     """The child of the decoder that is handed the last block's output."""
     for tap in children:
         if tap.side == "in" and tap in record and last is not None:
