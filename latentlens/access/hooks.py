@@ -102,7 +102,7 @@ def _register(
         flat = shape is not None and tensor.ndim == 2 and tensor.shape[0] == shape[0] * shape[1]
         seen = tensor.view(*shape, -1) if flat and shape is not None else tensor
         new = callback(seen)
-        return None if new is None else new.reshape(tensor.shape)
+        return new.reshape(tensor.shape) if flat and new is not None else new
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if plan not in _IN_FORCE.get():

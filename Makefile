@@ -1,0 +1,40 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both create .venv and install what they need.
+#
+# TORCH is what pip is told to install as torch, before anything else asks for it. For a CUDA build give the
+# version and index that pytorch.org names for your driver:
+#     make demo TORCH="torch==2.13.0 --index-url <the index from pytorch.org>"
+TORCH  ?= torch==2.13.0
+PYTHON ?= python3
+VENV   ?= .venv
+EXTRAS ?= dev
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed-$(EXTRAS)
+
+.PHONY: demo test lint types bench clean
+
+demo: $(STAMP)
+	$(PY) -m latentlens demo
+
+test: $(STAMP) lint types
+	$(PY) -m pytest -n 2 --dist loadfile
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(STAMP)
+	$(PY) -m pyright
+
+bench: $(STAMP)
+	$(PY) benchmarks/capture.py
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'latentlens needs Python 3.11 or newer'"
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet $(TORCH)
+	$(PY) -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache demo_report.html
