@@ -217,7 +217,7 @@ class ProbeSweep:
             {
                 "site": str(p.site) + (" *" if p.site == best else ""),
                 "AUROC held out": p.auroc.short,
-                "AUROC cross-validated": f"{p.cv_auroc:.3f}",
+                "cross-validated": f"{p.cv_auroc:.3f}",
                 "shuffled labels": p.shuffled.short,
                 "control task": "-" if p.control is None else p.control.short,
                 "selectivity": "-" if p.selectivity is None else p.selectivity.short,
