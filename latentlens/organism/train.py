@@ -1,0 +1,248 @@
+"""Train the embedded model from scratch: `python -m latentlens.organism.train`.
+
+One run of the final mix, deterministic from a seed (on one machine and thread count): constant rate, then
+linear decay to zero over the last 65% of the tokens. A checkpoint is written regularly; the same command
+resumes from it. At the end the weights, the tokenizer, the model's configuration and their checksums stand
+in `out`, loadable by plain `AutoModelForCausalLM.from_pretrained(out)`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from latentlens.organism.corpus import documents, texts
+from latentlens.organism.decoder import SHAPE, THETA, Decoder, causal
+from latentlens.organism.files import write_checksums
+from latentlens.organism.muon import Muon
+from latentlens.organism.packing import Encoded, Rows, encode, pack
+from latentlens.organism.tokenizer import train_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+TOKENS = 12_000_000
+ROWS, WIDTH = 12, 256
+MATRIX_RATE, VECTOR_RATE = 0.02, 0.004
+DECAY = 0.65
+#: What the progress bar shows: family, split, the kind of token that is scored, name.
+WATCHED = (
+    ("arithmetic", "steps", "result", "step"),
+    ("arithmetic", "direct", "answer", "direct"),
+    ("truth", "seen", "verdict", "truth"),
+    ("truth", "held_out", "verdict", "unasked"),
+)
+
+
+def rate(done: float) -> float:
+    """Return the learning-rate factor after the fraction `done` of the tokens: 1, then linearly to 0."""
+    return min(1.0, max(0.0, (1.0 - done) / DECAY))
+
+
+def batches(tokenizer: PreTrainedTokenizerFast, seed: int, rows: int, width: int) -> Iterator[Rows]:
+    """Yield packed training batches without end."""
+
+    def stream() -> Iterator[Encoded]:
+        drawn = documents(seed)
+        while True:
+            yield from encode(tokenizer, list(islice(drawn, 256)))
+
+    return pack(stream(), width, rows, tokenizer.pad_token_id)
+
+
+def tensors(batch: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return ids, positions, mask and target weights (of the next token) as tensors."""
+    numbers = torch.from_numpy(batch.documents)
+    weights = torch.from_numpy(batch.weights)
+    return torch.from_numpy(batch.ids), torch.from_numpy(batch.positions), causal(numbers), weights
+
+
+def loss_of(decoder: Decoder, ids: Tensor, positions: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted mean cross-entropy, nats: sum(w * nll) / sum(w), w of the predicted token."""
+    hidden = decoder(ids, positions, mask)[:, :-1]
+    target, weight = ids[:, 1:], weights[:, 1:]
+    nll = F.cross_entropy(decoder.logits(hidden).float().flatten(0, 1), target.flatten(), reduction="none")
+    return (nll * weight.flatten()).sum() / weight.sum()
+
+
+@torch.no_grad()
+def watch(decoder: Decoder, probes: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]) -> dict[str, float]:
+    """Return the share of watched tokens that are predicted right, with the true text before them."""
+    shares = {}
+    for name, (ids, positions, mask, scored) in probes.items():
+        best = decoder.logits(decoder(ids, positions, mask)[:, :-1]).argmax(-1)
+        shares[name] = float((best == ids[:, 1:])[scored[:, 1:]].float().mean())
+    return shares
+
+
+def watched(tokenizer: PreTrainedTokenizerFast, n: int = 150) -> dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Prepare what `watch` scores: ids, positions, mask, and which tokens count."""
+    probes = {}
+    for family, split, kind, name in WATCHED:
+        encoded = encode(tokenizer, texts(family, n, seed=101, split=split))
+        width = max(len(e.ids) for e in encoded)
+        ids = torch.full((n, width), tokenizer.pad_token_id)
+        scored, numbers = torch.zeros(n, width, dtype=torch.bool), torch.full((n, width), -1)
+        for row, e in enumerate(encoded):
+            ids[row, : len(e.ids)] = torch.from_numpy(e.ids)
+            numbers[row, : len(e.ids)] = 0
+            scored[row, : len(e.ids)] = torch.tensor([k == kind for k in e.kinds])
+        probes[name] = (ids, torch.arange(width).expand(n, width), causal(numbers), scored)
+    return probes
+
+
+def export(decoder: Decoder, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write the checkpoint as Hugging Face files, with checksums."""
+    from transformers import GenerationConfig, LlamaConfig
+
+    special = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        **SHAPE,
+        **special,
+        rope_parameters={"rope_type": "default", "rope_theta": THETA},
+        architectures=["LlamaForCausalLM"],
+        dtype="float32",
+    )
+    config.save_pretrained(out)
+    GenerationConfig(**special).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    state = {name: tensor.contiguous() for name, tensor in decoder.state_dict().items()}
+    save_file(state, out / "model.safetensors", metadata={"format": "pt"})
+    write_checksums(out)
+
+
+def load_decoder(folder: Path) -> Decoder:
+    """Read exported weights back into the plain-PyTorch decoder."""
+    state = load_file(folder / "model.safetensors")
+    decoder = Decoder(state["model.embed_tokens.weight"].shape[0])
+    decoder.load_state_dict(state)
+    return decoder.eval()
+
+
+def train(
+    out: Path,
+    *,
+    tokens: int = TOKENS,
+    seed: int = 0,
+    rows: int = ROWS,
+    width: int = WIDTH,
+    threads: int | None = None,
+    compile: bool = True,
+    autocast: bool = True,
+    checkpoint_every: int = 200,
+    work: Path | None = None,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+) -> list[float]:
+    """Train, export to `out`, and return the loss of every step.
+
+    Args: tokens: length of the run (padding not counted). seed: of weights, corpus and tokenizer. rows,
+        width: batch shape. threads: CPU threads (None: PyTorch's choice). compile: use torch.compile
+        (needs a C++ compiler). autocast: bfloat16 in the matrix products. checkpoint_every: steps between
+        checkpoints. work: folder for them (None: keep none). tokenizer: None trains one.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    tokenizer = tokenizer or train_tokenizer(seed)
+    decoder = Decoder(len(tokenizer), seed)
+    matrices = [p for n, p in decoder.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in decoder.named_parameters() if p.ndim != 2 or "embed" in n]
+    optimisers = [
+        Muon(matrices, lr=MATRIX_RATE),
+        torch.optim.AdamW(others, lr=VECTOR_RATE, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    rates = (MATRIX_RATE, VECTOR_RATE)
+    done, losses = 0, []
+    checkpoint = work / "checkpoint.pt" if work else None
+    if checkpoint and checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        decoder.load_state_dict(saved["decoder"])
+        for optimiser, state in zip(optimisers, saved["optimisers"]):
+            optimiser.load_state_dict(state)
+        done, losses = saved["tokens"], saved["losses"]
+    step = torch.compile(loss_of) if compile else loss_of
+    probes = watched(tokenizer) if checkpoint else {}
+    # The stream has no state of its own: a resumed run draws the same batches and skips those it has seen.
+    stream = islice(batches(tokenizer, seed, rows, width), len(losses), None)
+    bar = tqdm(total=tokens, initial=done, unit="tok", unit_scale=True, mininterval=2.0, smoothing=0.05)
+    shown: dict[str, float] = {}
+    while done < tokens:
+        batch = next(stream)
+        for optimiser, full in zip(optimisers, rates):
+            for group in optimiser.param_groups:
+                group["lr"] = full * rate(done / tokens)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = step(decoder, *tensors(batch))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(others, 1.0)
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        counted = int((batch.documents >= 0).sum())
+        done += counted
+        losses.append(float(loss.detach()))
+        bar.update(counted)
+        if checkpoint and (len(losses) % checkpoint_every == 0):
+            shown = watch(decoder, probes)
+            partial = checkpoint.with_suffix(".partial")
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            state = {"decoder": decoder.state_dict(), "tokens": done, "losses": losses}
+            torch.save({**state, "optimisers": [o.state_dict() for o in optimisers]}, partial)
+            partial.replace(checkpoint)
+        if len(losses) % 10 == 0:
+            bar.set_postfix({"loss": f"{losses[-1]:.3f}", **{k: f"{v:.2f}" for k, v in shown.items()}})
+    bar.close()
+    export(decoder, tokenizer, out)
+    return losses
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the training from the command line."""
+    parser = argparse.ArgumentParser(description="Train the embedded model from scratch.")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "weights")
+    parser.add_argument("--work", type=Path, default=Path("organism-run"), help="folder for checkpoints")
+    parser.add_argument("--tokens", type=int, default=TOKENS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--no-compile", action="store_true", help="do without a C++ compiler")
+    given = parser.parse_args(arguments)
+    started, cpu = time.time(), time.process_time()
+    losses = train(
+        given.out,
+        tokens=given.tokens,
+        seed=given.seed,
+        threads=given.threads,
+        compile=not given.no_compile,
+        work=given.work,
+    )
+    record = {
+        "tokens": given.tokens,
+        "seed": given.seed,
+        "steps": len(losses),
+        "final_loss": round(sum(losses[-100:]) / len(losses[-100:]), 4),
+        "wall_seconds": round(time.time() - started),
+        "cpu_seconds": round(time.process_time() - cpu),
+    }
+    (given.out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_checksums(given.out)
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()
