@@ -122,13 +122,9 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "GLM4": _common("Glm4", head_dim=8),
     "StarCoder2": _common("Starcoder2"),
     "MPT": lambda: _model("MptForCausalLM", _mpt()),
-    "Mamba": _common(
-        "Mamba", "num_attention_heads", "num_key_value_heads", "max_position_embeddings", state_size=4
-    ),
+    "Mamba": _common("Mamba", "num_attention_heads", "num_key_value_heads", "max_position_embeddings", state_size=4),
     "GPT-Neo": lambda: _model("GPTNeoForCausalLM", _gpt_neo()),
-    "GPT-BigCode": _common(
-        "GPTBigCode", "num_key_value_heads", "intermediate_size", n_inner=48, multi_query=True
-    ),
+    "GPT-BigCode": _common("GPTBigCode", "num_key_value_heads", "intermediate_size", n_inner=48, multi_query=True),
     "Nemotron": _common("Nemotron", head_dim=8),
     "OLMoE": _common("Olmoe", num_experts=4, num_experts_per_tok=2),
     "DeepSeek-V3": _common(

@@ -201,9 +201,7 @@ def plain_hooks(model: nn.Module, where: dict[Site, tuple[str, str]]):
         else:
             handles.append(
                 module.register_forward_pre_hook(
-                    lambda m, args, kwargs, site=site: keep(
-                        site, args[0] if args else kwargs["hidden_states"]
-                    ),
+                    lambda m, args, kwargs, site=site: keep(site, args[0] if args else kwargs["hidden_states"]),
                     with_kwargs=True,
                 )
             )
@@ -309,9 +307,7 @@ def test_the_last_block_is_read_before_the_final_norm(family):
     values = ours(family)
     last = values[Site("resid_post", layout(family).n_blocks - 1)]
     with torch.no_grad():
-        recorded = copy.deepcopy(families.build(family))(
-            input_ids=IDS, output_hidden_states=True
-        ).hidden_states[-1]
+        recorded = copy.deepcopy(families.build(family))(input_ids=IDS, output_hidden_states=True).hidden_states[-1]
     assert torch.equal(values[Site("final_norm")], recorded)
     assert (last - recorded).abs().max() > 0.1
 
@@ -401,6 +397,7 @@ def test_the_trace_leaves_the_model_as_it_was(family):
 def test_blocks_and_logits_are_found_without_running_the_model():
     model = copy.deepcopy(families.build("Llama"))
 
+    @functools.wraps(model.model.forward)
     def refuse(*_args, **_kwargs):
         raise AssertionError("the model was run")
 
@@ -468,10 +465,27 @@ def test_offloaded_weights_give_the_same_sites():
     ("spellings", "expected"),
     [
         (
-            ["resid_post[1]", "resid_post[-2]", 1, -2, Site("resid_post", 1), Site("resid_post", -2)]
-            + ["blocks.1.hook_resid_post", "blocks.1.hook_out", "blocks.-2.hook_resid_post"]
-            + ["model.layers.1", "model.layers.1.output", "model.layers.-2", "layers.1", "model.layers[1]"]
-            + [" resid_post[ 1 ] ", "model.layers[-2].output", "resid_post[1:2]", [1], ("resid_post[1]", 1)],
+            [
+                "resid_post[1]",
+                "resid_post[-2]",
+                1,
+                -2,
+                Site("resid_post", 1),
+                Site("resid_post", -2),
+                "blocks.1.hook_resid_post",
+                "blocks.1.hook_out",
+                "blocks.-2.hook_resid_post",
+                "model.layers.1",
+                "model.layers.1.output",
+                "model.layers.-2",
+                "layers.1",
+                "model.layers[1]",
+                " resid_post[ 1 ] ",
+                "model.layers[-2].output",
+                "resid_post[1:2]",
+                [1],
+                ("resid_post[1]", 1),
+            ],
             ["resid_post[1]"],
         ),
         (
@@ -483,8 +497,14 @@ def test_offloaded_weights_give_the_same_sites():
             ["resid_mid[2]"],
         ),
         (
-            ["attn_out[0]", "blocks.0.hook_attn_out", "blocks.0.attn.hook_out", "model.layers.0.self_attn"]
-            + ["model.layers.0.self_attn.output", "model.layers.0.self_attn.o_proj"],
+            [
+                "attn_out[0]",
+                "blocks.0.hook_attn_out",
+                "blocks.0.attn.hook_out",
+                "model.layers.0.self_attn",
+                "model.layers.0.self_attn.output",
+                "model.layers.0.self_attn.o_proj",
+            ],
             ["attn_out[0]"],
         ),
         (
@@ -508,8 +528,6 @@ def test_offloaded_weights_give_the_same_sites():
                 "resid_post[0:3]",
                 "resid_post[2,0,1]",
                 "blocks.*.hook_resid_post",
-            ]
-            + [
                 "model.layers.*",
                 "model.layers[*]",
                 "model.layers[:].output",
@@ -531,9 +549,7 @@ def test_all_spellings_of_a_site_mean_the_same(spellings, expected):
 
 
 def test_sites_come_in_the_order_of_computation_without_repeats():
-    found = layout("Llama").sites(
-        ["logits", 1, "z[1]", "mlp_out[0]", "resid_mid[1]", "final_norm", "model.layers.1"]
-    )
+    found = layout("Llama").sites(["logits", 1, "z[1]", "mlp_out[0]", "resid_mid[1]", "final_norm", "model.layers.1"])
     assert [str(s) for s in found] == [
         "mlp_out[0]",
         "z[1]",
@@ -565,9 +581,7 @@ def test_module_paths_of_other_families_are_read(family, spelling, expected):
 
 def test_a_glob_takes_the_blocks_that_have_the_point():
     assert [str(s) for s in layout("Qwen3-MoE").sites("mlp_post[*]")] == ["mlp_post[0]"]
-    assert [str(s) for s in layout("Qwen3-MoE").sites("model.layers.*.mlp.down_proj.input")] == [
-        "mlp_post[0]"
-    ]
+    assert [str(s) for s in layout("Qwen3-MoE").sites("model.layers.*.mlp.down_proj.input")] == ["mlp_post[0]"]
     with pytest.raises(SiteNotFound):
         layout("Qwen3-MoE").sites("mlp_post[0:2]")
     assert [str(s) for s in layout("Qwen3-Next").sites("z[*]")] == ["z[1]"]
@@ -679,7 +693,7 @@ def test_a_failing_trace_is_reported_and_leaves_blocks_usable():
     model = copy.deepcopy(families.build("Llama"))
     where = Layout(model)
     model.model.norm.forward = lambda x: x / "no"
-    with pytest.raises(UnsupportedArchitecture, match="five tokens|5 tokens"):
+    with pytest.raises(UnsupportedArchitecture, match="over 5 tokens"):
         where.sites("attn_out[0]")
     assert where.available() == ["resid_pre", "resid_post", "logits"]
     assert [str(s) for s in where.sites("resid_post[*]")] == [

@@ -57,21 +57,18 @@ class Layout:
         refuse_compiled([model])
         self.model = model
         self.class_name = type(model).__name__
-        self.decoder = _decoder(model)
-        config = _text_config(model, self.decoder)
-        refuse_compiled([self.decoder])
         self._paths = {module: path for path, module in model.named_modules()}
-        self.blocks = _blocks(model, self.decoder, config, self.class_name)
+        self.blocks, config = _blocks(model)
         self.block_paths = [self._paths[block] for block in self.blocks]
         self.blocks_path = self.block_paths[0].rpartition(".")[0]
+        self.decoder = _decoder(model, self.blocks_path)
+        refuse_compiled([self.decoder])
         self.n_blocks = len(self.blocks)
         self.d_model = int(_first(config, "hidden_size", "n_embd", "d_model") or 0)
         heads = _first(config, "num_attention_heads", "n_head", "n_heads")
         self.n_heads = int(heads) if heads else None
         # With latent attention (DeepSeek) head_dim is the rotary part only; what a head puts out is v_head_dim wide.
-        head = _first(config, "v_head_dim", "head_dim") or (
-            self.d_model // self.n_heads if self.n_heads else None
-        )
+        head = _first(config, "v_head_dim", "head_dim") or (self.d_model // self.n_heads if self.n_heads else None)
         self.d_head = int(head) if head and self.n_heads else None
         self.vocab_size = int(_first(config, "vocab_size") or 0)
         positions = _first(config, "max_position_embeddings", "n_positions", "max_seq_len")
@@ -80,7 +77,7 @@ class Layout:
         self.accepts_position_ids = "position_ids" in accepted
         self.accepts_attention_mask = "attention_mask" in accepted
         self._pad = _first(config, "pad_token_id")
-        unembedding = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        unembedding = getattr(model, "get_output_embeddings", lambda: None)()
         self._unembedding = unembedding if unembedding in self._paths else None
         self._traced: Trace | None = None
         self._lock = threading.Lock()
@@ -185,11 +182,7 @@ class Layout:
                 return Site(point, block)
         if side == "out" and name in traced.aliases:
             return Site(traced.aliases[name], block)
-        what = (
-            f"the {side}put of {name} is no site"
-            if name in self._paths.values()
-            else f"there is no module {name}"
-        )
+        what = f"the {side}put of {name} is no site" if name in self._paths.values() else f"there is no module {name}"
         here = ", ".join(f"{point} = {tap!r}" for point, tap in _by_depth(traced.taps))
         return f"{what}. {self._described} has in block {block}: {here or 'resid_pre and resid_post only'}"
 
@@ -213,16 +206,12 @@ class Layout:
         if site.point == "final_norm":
             final = self._trace().final_norm
             if final is None:
-                raise SiteNotFound(
-                    f"{self._described} runs no module of the decoder on the last block's output"
-                )
+                raise SiteNotFound(f"{self._described} runs no module of the decoder on the last block's output")
             return final
         assert site.block is not None
         (index,) = block_indices(str(site.block), self.n_blocks, self.class_name)
         if site.point in ("resid_pre", "resid_post"):
-            return Tap(
-                self.blocks[index], "in" if site.point == "resid_pre" else "out", self.block_paths[index]
-            )
+            return Tap(self.blocks[index], "in" if site.point == "resid_pre" else "out", self.block_paths[index])
         traced = self._trace().blocks[index]
         if site.point not in traced.taps:
             raise SiteNotFound(
@@ -309,53 +298,61 @@ class Layout:
         return f"Nearest in {self._described}: {', '.join(near)}"
 
 
-def _decoder(model: nn.Module) -> nn.Module:
+def _blocks(model: nn.Module) -> tuple[list[nn.Module], Any]:
+    """The blocks and the config that counts them: the shallowest list of as many modules as it has layers."""
+    name = _refuse_other_kinds(model)
+    # A multimodal model has several such lists: its get_decoder() says which is the language model's. Where it
+    # says something else (its own head, in ModernBERT), the base model is searched.
+    named = getattr(model, "get_decoder", lambda: None)()
+    looked = []
+    for root in dict.fromkeys([named, getattr(model, "base_model", None), model]):
+        if not isinstance(root, nn.Module):
+            continue
+        config = getattr(root, "config", None) or model.config
+        config = getattr(config, "text_config", None) or config
+        wanted = _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+        lists = [(path, m) for path, m in root.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+        right = [(path, m) for path, m in lists if len(m) == wanted]
+        shallowest = min((path.count(".") for path, _ in right), default=0)
+        right = [m for path, m in right if path.count(".") == shallowest]
+        if len(right) > 1:
+            recorded = (getattr(root, "_can_record_outputs", None) or {}).get("hidden_states")
+            right = [m for m in right if isinstance(recorded, type) and isinstance(m[0], recorded)]
+        if len(right) == 1:
+            blocks = list(right[0])
+            if len(set(blocks)) != len(blocks):
+                raise UnsupportedArchitecture(f"{name} runs one block object several times; sites would be ambiguous")
+            return blocks, config
+        seen = ", ".join(f"{path} ({len(m)})" for path, m in lists[:8]) or "no ModuleList at all"
+        looked.append(
+            f"in {type(root).__name__} for one ModuleList of {wanted} blocks (num_hidden_layers): found {seen}"
+        )
+    raise UnsupportedArchitecture(f"{name}: no blocks. Looked {'; '.join(looked)}")
+
+
+def _refuse_other_kinds(model: nn.Module) -> str:
     name, config = type(model).__name__, getattr(model, "config", None)
     if config is None:
-        raise UnsupportedArchitecture(
-            f"{name} has no config: latentlens reads Hugging Face causal language models"
-        )
+        raise UnsupportedArchitecture(f"{name} has no config: latentlens reads Hugging Face causal language models")
     if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedArchitecture(
-            f"{name} is an encoder-decoder model; latentlens looks for one decoder only"
-        )
+        raise UnsupportedArchitecture(f"{name} is an encoder-decoder model; latentlens looks for one decoder only")
     can_generate = getattr(model, "can_generate", None)
     if callable(can_generate) and not can_generate():
         raise UnsupportedArchitecture(
             f"{name} cannot generate text (no causal language-model head); load it with AutoModelForCausalLM"
         )
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    if not isinstance(decoder, nn.Module) or decoder is model:
-        decoder = getattr(model, "base_model", model)
-    return decoder
+    return name
 
 
-def _text_config(model: nn.Module, decoder: nn.Module) -> Any:
-    config = getattr(decoder, "config", None) or model.config
-    return getattr(config, "text_config", None) or config
-
-
-def _blocks(model: nn.Module, decoder: nn.Module, config: Any, name: str) -> list[nn.Module]:
-    """The shallowest list of as many modules as the config has layers."""
-    wanted = _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
-    lists = [(path, m) for path, m in decoder.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
-    right = [(path, m) for path, m in lists if len(m) == wanted]
-    if right:
-        depth = min(path.count(".") for path, _ in right)
-        right = [(path, m) for path, m in right if path.count(".") == depth]
-    if len(right) > 1:
-        recorded = (getattr(decoder, "_can_record_outputs", None) or {}).get("hidden_states")
-        right = [(path, m) for path, m in right if isinstance(recorded, type) and isinstance(m[0], recorded)]
-    if len(right) != 1:
-        seen = ", ".join(f"{path} ({len(m)})" for path, m in lists[:8]) or "no ModuleList at all"
-        raise UnsupportedArchitecture(
-            f"{name}: looked in its decoder {type(decoder).__name__} for one ModuleList of {wanted} blocks "
-            f"(config.num_hidden_layers) and found {seen}"
-        )
-    blocks = list(right[0][1])
-    if len(set(blocks)) != len(blocks):
-        raise UnsupportedArchitecture(f"{name} runs one block object several times; sites would be ambiguous")
-    return blocks
+def _decoder(model: nn.Module, blocks_path: str) -> nn.Module:
+    """The innermost module around the blocks that takes token ids: it has no unembedding."""
+    path = blocks_path
+    while path:
+        path = path.rpartition(".")[0]
+        module = model.get_submodule(path)
+        if "input_ids" in inspect.signature(module.forward).parameters:
+            return module
+    raise UnsupportedArchitecture(f"{type(model).__name__}: no module around {blocks_path} takes input_ids")
 
 
 def _first(config: Any, *names: str) -> Any:

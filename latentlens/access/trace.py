@@ -101,7 +101,7 @@ def trace(
     children = [
         Tap(child, side, f"{root}.{name}".lstrip("."))
         for name, child in decoder.named_children()
-        if not any(block in set(child.modules()) for block in blocks[:1])
+        if not _holds(child, blocks[0])
         for side in ("in", "out")
     ]
     record: dict[Tap, tuple[int, Tensor]] = {}
@@ -121,13 +121,14 @@ def trace(
         decoder(**{name: value for name, value in arguments.items() if name in accepted})
 
     n = ids.shape[1]
-    located = [
-        _locate(block, path, _values(taps[path], record, n), d_heads) for block, path in zip(blocks, paths)
-    ]
-    last = next(
-        (record[tap][1] for tap in taps[paths[-1]] if tap.module is blocks[-1] and tap.side == "out"), None
-    )
+    located = [_locate(block, path, _values(taps[path], record, n), d_heads) for block, path in zip(blocks, paths)]
+    last = next((record[tap][1] for tap in taps[paths[-1]] if tap.module is blocks[-1] and tap.side == "out"), None)
     return Trace(located, _final_norm(children, record, last))
+
+
+def _holds(child: nn.Module, block: nn.Module) -> bool:
+    """Whether this child of the decoder holds the blocks, or an embedding (which is no final norm)."""
+    return any(module is block or isinstance(module, nn.Embedding) for module in child.modules())
 
 
 @contextmanager
@@ -165,9 +166,7 @@ def _values(taps: list[Tap], record: dict[Tap, tuple[int, Tensor]], n_tokens: in
         if not tensor.is_floating_point() or tensor.ndim < 2 or tensor.shape[:-1].numel() != n_tokens:
             continue
         flat = tensor.reshape(n_tokens, -1)
-        known = next(
-            (v for v in values if v.tensor.dtype == flat.dtype and torch.equal(v.tensor, flat)), None
-        )
+        known = next((v for v in values if v.tensor.dtype == flat.dtype and torch.equal(v.tensor, flat)), None)
         if known is None:
             values.append(known := _Value(flat))
         known.seen.append((order, tap))
@@ -178,13 +177,11 @@ def _locate(block: nn.Module, path: str, values: list[_Value], d_heads: int | No
     start = next((v for v in values for _, tap in v.seen if tap.module is block and tap.side == "in"), None)
     end = next((v for v in values for _, tap in v.seen if tap.module is block and tap.side == "out"), None)
     if start is None or end is None:
-        return _nothing(f"{path} was not run by the decoder")
+        return _nothing(f"{type(block).__name__} was not run, or carries more than one vector per token")
     same = [v for v in values if v.tensor.shape == end.tensor.shape and v is not start and v is not end]
     single = _step(start, [v for v in same if v.first("out") is not None], end, exact=True)
     if single is not None:
-        return _nothing(
-            f"{type(block).__name__} adds one contribution to the residual stream, not attention and MLP"
-        )
+        return _nothing(f"{type(block).__name__} adds one contribution to the residual stream, not attention and MLP")
     found = None
     for exact in (True, False):
         found = found or _sequential(start, end, same, exact) or _parallel(start, end, same, exact)
@@ -208,9 +205,7 @@ def _locate(block: nn.Module, path: str, values: list[_Value], d_heads: int | No
         else:
             missing[inner] = projection
     if mid is None:
-        missing["resid_mid"] = (
-            f"attention and MLP of {type(block).__name__} both read resid_pre (a parallel block)"
-        )
+        missing["resid_mid"] = f"attention and MLP of {type(block).__name__} both read resid_pre (a parallel block)"
     else:
         taps["resid_mid"] = next(tap for _, tap in mid.seen if tap.side == "in")
     return BlockTrace(taps, scales, aliases, missing)
@@ -299,9 +294,7 @@ def _source(value: _Value, values: list[_Value]) -> Tap | None:
         tap = _deepest(value)
         if tap is None or not _is_norm(tap.module):
             return tap
-        before = next(
-            (v for v in values for _, t in v.seen if t.module is tap.module and t.side == "in"), None
-        )
+        before = next((v for v in values for _, t in v.seen if t.module is tap.module and t.side == "in"), None)
         if before is None or before.tensor.shape != value.tensor.shape or _deepest(before) is None:
             return tap
         value = before
@@ -340,9 +333,7 @@ def _mixes_tokens(block: nn.Module, path: str, tap: Tap | None) -> bool:
     return False
 
 
-def _final_norm(
-    children: list[Tap], record: dict[Tap, tuple[int, Tensor]], last: Tensor | None
-) -> Tap | None:
+def _final_norm(children: list[Tap], record: dict[Tap, tuple[int, Tensor]], last: Tensor | None) -> Tap | None:
     """The child of the decoder that is handed the last block's output."""
     for tap in children:
         if tap.side == "in" and tap in record and last is not None:
