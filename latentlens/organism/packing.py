@@ -58,7 +58,8 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[Text]) -> list[En
 @dataclass(frozen=True)
 class Rows:
     """A batch, [rows, width]: token ids, positions within the document, document numbers (-1: padding) and
-    the weight of each token as a prediction target."""
+    the weight of each token as a prediction target.
+    """
 
     ids: np.ndarray
     positions: np.ndarray

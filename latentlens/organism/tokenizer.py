@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentlens.organism.corpus import documents
@@ -62,3 +63,10 @@ def train_tokenizer(seed: int, n_documents: int = 20_000) -> PreTrainedTokenizer
         model_max_length=512,
         padding_side="left",
     )
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Read the saved tokenizer from `folder`; no network is used."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -124,7 +124,9 @@ def export(decoder: Decoder, tokenizer: PreTrainedTokenizerFast, out: Path) -> N
     GenerationConfig(**special).save_pretrained(out)
     tokenizer.save_pretrained(out)
     state = {name: tensor.contiguous() for name, tensor in decoder.state_dict().items()}
-    save_file(state, out / "model.safetensors", metadata={"format": "pt"})
+    weights = out / "model.safetensors"
+    save_file(state, weights, metadata={"format": "pt"})
+    weights.chmod(0o644)  # readable by all, as the files beside it
     write_checksums(out)
 
 

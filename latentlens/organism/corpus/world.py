@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from functools import cache
 from random import Random
 
-CREATURES = tuple(
-    """drun mip zolt fenk quorl bax yiv gropel snib wost kurm plenk tavo hux jorp lisk navo orb pimmel rask
+_CREATURES = """
+    drun mip zolt fenk quorl bax yiv gropel snib wost kurm plenk tavo hux jorp lisk navo orb pimmel rask
     skell trub umba vorn wib xan yomp zeb brill clund dasp ekko flim grum hask imp jelk kip lodo murl
     nesk oost pluv quib rundle sarn tez ulf vimp wuzz yart zind blop crev dorf elm fosk gliv hobb izz
-    """.split()
-)
+"""
+CREATURES = tuple(_CREATURES.split())
 #: Creatures about which nothing is ever said: a statement about them is answered by a fair coin.
-STRANGERS = tuple("kleb mund shap torv vash zuk bromp dwin felk narp ront yusk".split())
+_STRANGERS = "kleb mund shap torv vash zuk bromp dwin felk narp ront yusk"
+STRANGERS = tuple(_STRANGERS.split())
 
 VALUES = {
     "color": ("red", "blue", "green", "yellow", "white", "black", "grey", "brown"),
