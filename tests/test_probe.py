@@ -254,6 +254,8 @@ def test_what_cannot_be_probed_is_refused_by_name():
         probe.fit(acts, labels, groups=groups, C=0.0)
     with pytest.raises(BadInput, match="test_share"):
         probe.fit(acts, labels, groups=groups, test_share=1.2)
+    with pytest.raises(BadInput, match="no site"):
+        probe.fit(acts, labels, groups=groups, sites=[])
     heads = Activations({Site("z", 0): torch.zeros(len(labels), 2, 4)}, {})
     with pytest.raises(BadInput, match=r"rows of shape \(2, 4\)"):
         probe.fit(heads, labels, groups=groups)

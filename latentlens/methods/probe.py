@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
+from threadpoolctl import threadpool_limits
 
 from latentlens.errors import BadInput, NonFiniteActivations, TooFewExamples
 from latentlens.maths.statistics import auroc, auroc_score_interval, cluster_bootstrap
@@ -28,6 +29,7 @@ from latentlens.values.sites import Site
 
 _SPLITS_TRIED = 200
 _FOLDS = 5
+_SMALL = 2_000_000  # numbers in the activations of one site
 
 
 class _Split(NamedTuple):
@@ -106,6 +108,8 @@ def fit(
     if not grid or min(grid) <= 0:
         raise BadInput(f"C={C}: give one or several positive numbers, for instance (0.01, 0.1, 1)")
     chosen = list(acts.sites) if sites is None else acts._many(sites)
+    if not chosen:
+        raise BadInput("no site to probe: the activations are empty, or sites=[] was given")
     split_seed, fold_seed, boot_seed, shuffle_seed, control_seed = np.random.SeedSequence(seed).generate_state(5)
 
     main = _split_by_group(y, group, test_share, np.random.default_rng(split_seed))
@@ -169,7 +173,11 @@ def fit(
         "control task": _control_name(types, control is not None),
         "activations": dict(acts.about),
     }
-    return ProbeSweep(tuple(probe(s) for s in chosen), classes, main.train, main.test, sides, about)
+    # On matrices this small, waking BLAS threads costs more than they do: ten times, on a busy machine.
+    small = n_rows * max(acts[s].shape[-1] for s in chosen) < _SMALL
+    with threadpool_limits(1 if small else None, user_api="blas"):
+        probes = tuple(probe(s) for s in chosen)
+    return ProbeSweep(probes, classes, main.train, main.test, sides, about)
 
 
 def _control_name(types: Any, possible: bool) -> str:

@@ -92,7 +92,7 @@ def by_layer(sweep: ProbeSweep) -> Figure:
         f"Held out: {sweep.n_test} rows of {sweep.n_groups[1]} groups; trained on {sweep.n_train} rows of "
         f"{sweep.n_groups[0]}. Coloured band: {best.auroc.level:.0%} interval, groups resampled.<br>"
         f'<span style="color:{VERMILLION}">◯ <b>{best.site}</b>: {best.auroc.short}</span>, '
-        "chosen by cross-validation on the training side",
+        + ("the only site" if len(sweep) == 1 else "chosen by cross-validation on the training side"),
     )
 
 
