@@ -46,7 +46,7 @@ def _model(name: str, config: Any) -> Any:
     return model.float().eval()
 
 
-def _common(prefix: str, *drop: str, **changes: Any) -> Callable[[], Any]:
+def configured(prefix: str, *drop: str, **changes: Any) -> Callable[[], Any]:
     """A builder for a family whose config takes the shared keywords."""
 
     def make() -> Any:
@@ -81,31 +81,31 @@ def _multimodal_gemma3() -> Any:
 
 
 FAMILIES: dict[str, Callable[[], Any]] = {
-    "Llama": _common("Llama"),
-    "Mistral": _common("Mistral", sliding_window=8),
-    "Qwen2": _common("Qwen2"),
-    "Qwen3": _common("Qwen3", head_dim=16),
-    "Qwen3-MoE": _common("Qwen3Moe", **_EXPERTS, num_experts=4, head_dim=8, mlp_only_layers=[0]),
-    "Mixtral": _common("Mixtral", num_local_experts=4, num_experts_per_tok=2),
-    "Gemma2": _common("Gemma2", head_dim=8, sliding_window=8, query_pre_attn_scalar=8),
+    "Llama": configured("Llama"),
+    "Mistral": configured("Mistral", sliding_window=8),
+    "Qwen2": configured("Qwen2"),
+    "Qwen3": configured("Qwen3", head_dim=16),
+    "Qwen3-MoE": configured("Qwen3Moe", **_EXPERTS, num_experts=4, head_dim=8, mlp_only_layers=[0]),
+    "Mixtral": configured("Mixtral", num_local_experts=4, num_experts_per_tok=2),
+    "Gemma2": configured("Gemma2", head_dim=8, sliding_window=8, query_pre_attn_scalar=8),
     "Gemma3": lambda: _model("Gemma3ForCausalLM", _gemma3_text()),
     "Gemma3-multimodal": _multimodal_gemma3,
-    "Phi-3": _common("Phi3"),
-    "Phi": _common("Phi"),
-    "OLMo": _common("Olmo"),
-    "OLMo2": _common("Olmo2"),
-    "gpt-oss": _common("GptOss", head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=8),
-    "GPT-2": _common("GPT2", "num_key_value_heads", "intermediate_size", n_inner=48),
-    "GPT-NeoX": _common("GPTNeoX", "num_key_value_heads"),
-    "GPT-NeoX-sequential": _common("GPTNeoX", "num_key_value_heads", use_parallel_residual=False),
-    "GPT-J": _common("GPTJ", "num_key_value_heads", "intermediate_size", n_inner=48, rotary_dim=4),
-    "OPT": _common("OPT", "num_key_value_heads", "intermediate_size", ffn_dim=48, word_embed_proj_dim=WIDTH),
-    "BLOOM": _common("Bloom", "num_key_value_heads", "intermediate_size", "max_position_embeddings"),
-    "Falcon": _common(
+    "Phi-3": configured("Phi3"),
+    "Phi": configured("Phi"),
+    "OLMo": configured("Olmo"),
+    "OLMo2": configured("Olmo2"),
+    "gpt-oss": configured("GptOss", head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=8),
+    "GPT-2": configured("GPT2", "num_key_value_heads", "intermediate_size", n_inner=48),
+    "GPT-NeoX": configured("GPTNeoX", "num_key_value_heads"),
+    "GPT-NeoX-sequential": configured("GPTNeoX", "num_key_value_heads", use_parallel_residual=False),
+    "GPT-J": configured("GPTJ", "num_key_value_heads", "intermediate_size", n_inner=48, rotary_dim=4),
+    "OPT": configured("OPT", "num_key_value_heads", "intermediate_size", ffn_dim=48, word_embed_proj_dim=WIDTH),
+    "BLOOM": configured("Bloom", "num_key_value_heads", "intermediate_size", "max_position_embeddings"),
+    "Falcon": configured(
         "Falcon", "num_key_value_heads", "intermediate_size", new_decoder_architecture=True, num_kv_heads=2
     ),
-    "Falcon-old": _common("Falcon", "num_key_value_heads", "intermediate_size", multi_query=True),
-    "Falcon-sequential": _common(
+    "Falcon-old": configured("Falcon", "num_key_value_heads", "intermediate_size", multi_query=True),
+    "Falcon-sequential": configured(
         "Falcon",
         "num_key_value_heads",
         "intermediate_size",
@@ -113,21 +113,21 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         parallel_attn=False,
         alibi=True,
     ),
-    "StableLM": _common("StableLm"),
-    "StableLM-parallel": _common("StableLm", use_parallel_residual=True),
-    "Granite": _common("Granite", residual_multiplier=0.22, embedding_multiplier=3.0, logits_scaling=2.0),
-    "SmolLM3": _common("SmolLM3", no_rope_layers=[1, 1, 0]),
-    "Cohere": _common("Cohere", use_qk_norm=True),
-    "Cohere2": _common("Cohere2", sliding_window=8),
-    "GLM4": _common("Glm4", head_dim=8),
-    "StarCoder2": _common("Starcoder2"),
+    "StableLM": configured("StableLm"),
+    "StableLM-parallel": configured("StableLm", use_parallel_residual=True),
+    "Granite": configured("Granite", residual_multiplier=0.22, embedding_multiplier=3.0, logits_scaling=2.0),
+    "SmolLM3": configured("SmolLM3", no_rope_layers=[1, 1, 0]),
+    "Cohere": configured("Cohere", use_qk_norm=True),
+    "Cohere2": configured("Cohere2", sliding_window=8),
+    "GLM4": configured("Glm4", head_dim=8),
+    "StarCoder2": configured("Starcoder2"),
     "MPT": lambda: _model("MptForCausalLM", _mpt()),
-    "Mamba": _common("Mamba", "num_attention_heads", "num_key_value_heads", "max_position_embeddings", state_size=4),
+    "Mamba": configured("Mamba", "num_attention_heads", "num_key_value_heads", "max_position_embeddings", state_size=4),
     "GPT-Neo": lambda: _model("GPTNeoForCausalLM", _gpt_neo()),
-    "GPT-BigCode": _common("GPTBigCode", "num_key_value_heads", "intermediate_size", n_inner=48, multi_query=True),
-    "Nemotron": _common("Nemotron", head_dim=8),
-    "OLMoE": _common("Olmoe", num_experts=4, num_experts_per_tok=2),
-    "DeepSeek-V3": _common(
+    "GPT-BigCode": configured("GPTBigCode", "num_key_value_heads", "intermediate_size", n_inner=48, multi_query=True),
+    "Nemotron": configured("Nemotron", head_dim=8),
+    "OLMoE": configured("Olmoe", num_experts=4, num_experts_per_tok=2),
+    "DeepSeek-V3": configured(
         "DeepseekV3",
         **_EXPERTS,
         n_routed_experts=4,
@@ -141,7 +141,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         v_head_dim=6,
         first_k_dense_replace=1,
     ),
-    "Qwen3-Next": _common(
+    "Qwen3-Next": configured(
         "Qwen3Next",
         **_EXPERTS,
         num_experts=4,

@@ -179,12 +179,13 @@ def _locate(block: nn.Module, path: str, values: list[_Value], d_heads: int | No
     if start is None or end is None:
         return _nothing(f"{type(block).__name__} was not run, or carries more than one vector per token")
     same = [v for v in values if v.tensor.shape == end.tensor.shape and v is not start and v is not end]
-    single = _step(start, [v for v in same if v.first("out") is not None], end, exact=True)
+    single = _step(start, [v for v in same if v.first("out") is not None], end, 1.0)
     if single is not None:
         return _nothing(f"{type(block).__name__} adds one contribution to the residual stream, not attention and MLP")
     found = None
-    for exact in (True, False):
-        found = found or _sequential(start, end, same, exact) or _parallel(start, end, same, exact)
+    # The sum as it is, then with a multiplier that the block keeps (Granite), then with any multipliers.
+    for scale in (1.0, *_multipliers(block), None):
+        found = found or _sequential(start, end, same, scale) or _parallel(start, end, same, scale)
     if found is None:
         return _nothing(
             f"in {type(block).__name__} no two module outputs add up to resid_post - resid_pre, "
@@ -215,64 +216,71 @@ def _nothing(why: str) -> BlockTrace:
     return BlockTrace({}, {}, {}, dict.fromkeys(INNER_POINTS, why))
 
 
-def _sequential(start: _Value, end: _Value, values: list[_Value], exact: bool) -> _Found | None:
+def _sequential(start: _Value, end: _Value, values: list[_Value], scale: float | None) -> _Found | None:
     """`start + alpha a == mid` and `mid + beta m == end`, where some module was handed mid."""
     for mid in values:
         handed = mid.first("in")
         if handed is None:
             continue
         made = [(v, order) for v in values if v is not mid and (order := v.first("out")) is not None]
-        first = _step(start, [v for v, order in made if order < handed], mid, exact)
-        second = first and _step(mid, [v for v, order in made if order > handed], end, exact)
+        first = _step(start, [v for v, order in made if order < handed], mid, scale)
+        second = first and _step(mid, [v for v, order in made if order > handed], end, scale)
         if first and second:
             return mid, [first, second]
     return None
 
 
-def _parallel(start: _Value, end: _Value, values: list[_Value], exact: bool) -> _Found | None:
+def _parallel(start: _Value, end: _Value, values: list[_Value], scale: float | None) -> _Found | None:
     """`start + alpha a + beta m == end`."""
     made = [v for v in values if v.first("out") is not None]
     for i, a in enumerate(made):
         for m in made[i + 1 :]:
-            scales = _scales(start, [a, m], end, exact)
+            scales = _scales(start, [a, m], end, scale)
             if scales is not None:
                 return None, list(zip((a, m), scales))
     return None
 
 
-def _step(start: _Value, steps: list[_Value], end: _Value, exact: bool) -> tuple[_Value, float] | None:
+def _step(start: _Value, steps: list[_Value], end: _Value, scale: float | None) -> tuple[_Value, float] | None:
     """The first of the steps that leads from start to end, with its multiplier."""
     for step in steps:
-        scales = _scales(start, [step], end, exact)
+        scales = _scales(start, [step], end, scale)
         if scales is not None:
             return step, scales[0]
     return None
 
 
-def _scales(start: _Value, steps: list[_Value], end: _Value, exact: bool) -> list[float] | None:
-    """Multipliers for which start plus the steps is end, or None: 1 and bit for bit if exact, else fitted."""
-    if not exact:
+def _scales(start: _Value, steps: list[_Value], end: _Value, scale: float | None) -> list[float] | None:
+    """Multipliers for which start plus the steps is end, or None: the given one bit for bit, or else fitted."""
+    if scale is None:
         return _fit(start.tensor, [step.tensor for step in steps], end.tensor)
-    for order in permutations([start.tensor, *(step.tensor for step in steps)]):
+    parts = [step.tensor if scale == 1 else step.tensor * scale for step in steps]
+    for order in permutations([start.tensor, *parts]):
         if torch.equal(functools.reduce(torch.add, order).to(end.tensor.dtype), end.tensor):
-            return [1.0] * len(steps)
+            return [scale] * len(steps)
     return None
+
+
+def _multipliers(block: nn.Module) -> list[float]:
+    return [value for value in vars(block).values() if isinstance(value, float) and value not in (0.0, 1.0)]
 
 
 def _fit(start: Tensor, steps: list[Tensor], end: Tensor) -> list[float] | None:
     """Multipliers for which start plus the steps is end within the rounding of the dtype, or None."""
-    change = (end.double() - start.double()).flatten()
-    columns = torch.stack([step.double().flatten() for step in steps], dim=1)
+    # In units of the rounding error of each element, so that a few huge elements do not hide the others.
+    unit = torch.finfo(end.dtype).eps * (start.double().abs() + end.double().abs()).flatten() + 1e-30
+    change = (end.double() - start.double()).flatten() / unit
+    columns = torch.stack([step.double().flatten() / unit for step in steps], dim=1)
     gram = columns.T @ columns
     if not (change.isfinite().all() and gram.isfinite().all()) or torch.linalg.cond(gram) > 1e8:
         return None
     scales = torch.linalg.solve(gram, columns.T @ change)
     parts = columns * scales
     left = change - parts.sum(dim=1)
-    rounding = torch.finfo(end.dtype).eps * (start.double().flatten().abs() + parts.abs().sum(dim=1))
     # Rounding alone would let any small step pass beside a large residual, so it must explain the change too,
     # and no part may be so small that it could be left out.
-    within = bool((left.abs() <= 2 * rounding).all()) and left.norm() < 0.1 * change.norm()
+    allowed = 2 * (1 + torch.finfo(end.dtype).eps * parts.abs().sum(dim=1))
+    within = bool((left.abs() <= allowed).all()) and left.norm() < 0.1 * change.norm()
     if not within or parts.norm(dim=0).min() < 1e-3 * change.norm():
         return None
     return scales.tolist()
