@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import latentlens.views.figures as plots  # noqa: F401
     from latentlens import errors as errors
     from latentlens import organism as organism
     from latentlens.access.cache import ActivationCache as ActivationCache
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from latentlens.values.sites import Site as Site
     from latentlens.values.where import PerRow as PerRow
     from latentlens.values.where import Where as Where
-    from latentlens.views import figures as plots
     from latentlens.views.report import report as report
 
 __version__ = "0.1.0"

@@ -95,7 +95,17 @@ def test_segments_and_spans_are_pooled_one_by_one(llama):
 def test_rows_are_labelled(llama):
     lm = ll.load(llama, tokenizer=tokenizer(), cache=False)
     frame = lm.activations([[{"role": "user", "content": "cat sat"}], "dog"], sites=0).to_frame()
-    assert list(frame.columns) == ["text", "position", "stop", "token_id", "token", "role", "turn", "generated", "special"]
+    assert list(frame.columns) == [
+        "text",
+        "position",
+        "stop",
+        "token_id",
+        "token",
+        "role",
+        "turn",
+        "generated",
+        "special",
+    ]
     assert frame.token.tolist() == ["<s>", "<u>", "cat", "sat", "</s>", "<a>", "<s>", "dog"]
     assert frame.role.tolist() == ["", "", "user", "user", "", "", "", ""]
     assert frame.position.tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
@@ -124,7 +134,7 @@ def test_acts_are_found_by_every_spelling_and_exported(llama):
     assert acts.stack("resid_post[*]").shape == (3, 4, 32)
     with pytest.raises(SiteNotFound, match="Held: "):
         acts["attn_out[0]"]
-    with pytest.raises(SiteNotFound, match="use acts.stack"):
+    with pytest.raises(SiteNotFound, match=r"use acts\.stack"):
         acts["resid_post[*]"]
     data = acts.to_dataset()
     assert data.num_rows == 4
@@ -291,15 +301,15 @@ def test_an_overflow_of_float16_suggests_bfloat16(llama):
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
-        (dict(sites="resid_post[7]"), SiteNotFound, "3 blocks: 0-2"),
-        (dict(sites="resid_pots[0]"), SiteNotFound, r"resid_post\[0\]"),
-        (dict(sites=[]), SiteNotFound, "no site"),
-        (dict(where="response"), WhereNotValid, "nothing was generated"),
-        (dict(where="mean", pool="last"), BadInput, "already pools"),
-        (dict(pool="max"), BadInput, "segments"),
-        (dict(pool=("segments", 0)), BadInput, "segments"),
-        (dict(steer="add"), BadInput, "ll.Add"),
-        (dict(truncate="middle"), BadInput, "left"),
+        ({"sites": "resid_post[7]"}, SiteNotFound, "3 blocks: 0-2"),
+        ({"sites": "resid_pots[0]"}, SiteNotFound, r"resid_post\[0\]"),
+        ({"sites": []}, SiteNotFound, "no site"),
+        ({"where": "response"}, WhereNotValid, "nothing was generated"),
+        ({"where": "mean", "pool": "last"}, BadInput, "already pools"),
+        ({"pool": "max"}, BadInput, "segments"),
+        ({"pool": ("segments", 0)}, BadInput, "segments"),
+        ({"steer": "add"}, BadInput, "ll.Add"),
+        ({"truncate": "middle"}, BadInput, "left"),
     ],
 )
 def test_bad_arguments_are_named(llama, call, error, says):
@@ -349,4 +359,6 @@ def test_any_batch_equals_its_rows_one_by_one(llama, rows, where, budget):
     together = lm.activations(rows, sites=["resid_post[0]", "mlp_post[1]"], where=where)
     alone = [lm.activations([row], sites=["resid_post[0]", "mlp_post[1]"], where=where) for row in rows]
     for site in together:
-        torch.testing.assert_close(together.values[site], torch.cat([a.values[site] for a in alone]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            together.values[site], torch.cat([a.values[site] for a in alone]), rtol=1e-4, atol=1e-5
+        )

@@ -161,11 +161,11 @@ def test_a_chat_that_ends_with_the_assistant_is_continued(llama):
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
-        (dict(max_new_tokens=0), BadInput, "at least 1"),
-        (dict(samples=0), BadInput, "at least 1"),
-        (dict(temperature=-1), BadInput, "greedy"),
-        (dict(temperature=float("nan")), BadInput, "greedy"),
-        (dict(max_new_tokens=60), ContextTooLong, "room for 60"),
+        ({"max_new_tokens": 0}, BadInput, "at least 1"),
+        ({"samples": 0}, BadInput, "at least 1"),
+        ({"temperature": -1}, BadInput, "greedy"),
+        ({"temperature": float("nan")}, BadInput, "greedy"),
+        ({"max_new_tokens": 60}, ContextTooLong, "room for 60"),
     ],
 )
 def test_bad_arguments_are_named(llama, call, error, says):

@@ -8,7 +8,8 @@ CHAT = (
     "{{ '<s>' }}{% for m in messages %}{{ '<u> ' if m['role'] == 'user' else '<a> ' if m['role'] == 'assistant' "
     "else '<y> ' }}{{ m['content'] }}{{ ' </s>' }}{% endfor %}{% if add_generation_prompt %}{{ ' <a>' }}{% endif %}"
 )
-WORDS = "zero one two three four five six seven eight nine ten red green blue cat dog sat on the mat".split()
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+WORDS = [*NUMBERS, "red", "green", "blue", "cat", "dog", "sat", "on", "the", "mat"]
 
 
 def tokenizer(*, bos: bool = True, pad: bool = False, chat: bool = True) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from latentlens.access.cache import ActivationCache, RowKey, Selection
 from latentlens.access.forward import gather, read
 from latentlens.access.identity import context_digest
 from latentlens.access.layout import Layout
-from latentlens.errors import BadInput, NonFiniteActivations
+from latentlens.errors import BadInput, CacheCorrupt, NonFiniteActivations
 from latentlens.values.interventions import Intervention
 from latentlens.values.rows import TokenRow
 from latentlens.values.sites import Site
@@ -42,7 +43,9 @@ class Plan:
         return [sum(1 if self.pool else len(s.positions) for s in chosen) for chosen in self.selections]
 
 
-def select(positions: Sequence[tuple[int, ...]], rows: Sequence[TokenRow], pool: Any) -> tuple[str, list[tuple[Selection, ...]]]:
+def select(
+    positions: Sequence[tuple[int, ...]], rows: Sequence[TokenRow], pool: Any
+) -> tuple[str, list[tuple[Selection, ...]]]:
     """Turn chosen positions and a pool into selections.
 
     pool: None, "last" (the last chosen position), "mean", "span" (one mean per run of neighbouring positions),
@@ -78,7 +81,7 @@ def _runs(positions: tuple[int, ...]) -> list[tuple[int, ...]]:
     """
     cuts = [i for i in range(1, len(positions)) if positions[i] != positions[i - 1] + 1]
     bounds = [0, *cuts, len(positions)]
-    return [positions[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [positions[a:b] for a, b in pairwise(bounds)]
 
 
 @dataclass
@@ -90,7 +93,6 @@ class Outcome:
     computed_rows: int = 0
     cached_rows: int = 0
     seconds: float = 0.0
-    _offsets: list[int] = field(default_factory=list)
 
 
 def capture(
@@ -113,12 +115,16 @@ def capture(
     owners = _unique(plan)
     missing = {first: list(plan.sites) for first in owners}
     spans = _spans(plan.counts)
-    key = context_digest(context)
+    sequences = _sequences(plan, owners) if cache is not None else {}
+    store = None
     if cache is not None:
-        missing = _from_cache(plan, cache, key, owners, spans, out)
+        key = context_digest(context)
+        missing = _from_cache(plan, cache, key, sequences, owners, spans, out)
+        if missing and not cache.readonly:
+            cache.require_room(forecast_bytes(plan, layout, missing))
+            store = _Store(cache, context, key, sequences)
     out.computed_rows = len(missing)
     out.cached_rows = len(owners) - len(missing)
-    store = _Store(cache, context, key) if cache is not None else None
     total = sum(len(plan.rows[i]) for i in missing)
     with progress(total) as bar:
         for sites, members in _by_sites(missing):
@@ -141,6 +147,16 @@ def capture(
     return out
 
 
+def forecast_bytes(plan: Plan, layout: Layout, missing: Mapping[int, Sequence[Site]] | None = None) -> int:
+    """Bytes of the values of a plan, or of those that are missing."""
+    weight = next(p for p in layout.decoder.parameters() if p.dtype.is_floating_point)
+    itemsize = 4 if plan.pool else weight.element_size()
+    wanted = dict.fromkeys(range(len(plan.rows)), plan.sites) if missing is None else missing
+    counts = plan.counts
+    width = {site: layout.vocab_size if site.point == "logits" else layout.d_model for site in plan.sites}
+    return itemsize * sum(counts[i] * width[site] for i, sites in wanted.items() for site in sites)
+
+
 def _unique(plan: Plan) -> dict[int, list[int]]:
     """First index of every distinct (tokens, selections, steered prompt length), with all indices that share it."""
     seen: dict[Any, int] = {}
@@ -159,36 +175,45 @@ def _spans(counts: Sequence[int]) -> list[slice]:
     return spans
 
 
-def _key(plan: Plan, context: str, i: int, site: Site) -> RowKey:
-    row = plan.rows[i]
-    # Where an edit ends and goes on depends on the prompt's length and labels, not on token ids alone.
-    sequence = row.digest if not plan.steer else row.labelled_digest
-    return RowKey(context, sequence, str(site))
+def _sequences(plan: Plan, owners: Mapping[int, list[int]]) -> dict[int, str]:
+    """Content key of every distinct row."""
+    # Where an edit acts depends on the prompt's length and the labels of a row, not on its token ids alone.
+    return {i: plan.rows[i].labelled_digest if plan.steer else plan.rows[i].digest for i in owners}
 
 
 def _from_cache(
-    plan: Plan, cache: ActivationCache, context: str, owners: dict[int, list[int]], spans: list[slice], out: Outcome
+    plan: Plan,
+    cache: ActivationCache,
+    context: str,
+    sequences: Mapping[int, str],
+    owners: Mapping[int, list[int]],
+    spans: list[slice],
+    out: Outcome,
 ) -> dict[int, list[Site]]:
     """Place what the cache holds; return per first index the sites that it lacks."""
     missing: dict[int, list[Site]] = {}
+    asked = [(first, selection) for first in owners for selection in plan.selections[first]]
     for site in plan.sites:
-        requests, asked = [], []
-        for first in owners:
-            for selection in plan.selections[first]:
-                requests.append((_key(plan, context, first, site), selection))
-                asked.append(first)
-        hits = cache.lookup(requests)
-        lacking = {first for first, hit in zip(asked, hits, strict=True) if hit is None}
-        held = [(first, hit) for first, hit in zip(asked, hits, strict=True) if first not in lacking and hit is not None]
-        read_back = cache.read([hit for _, hit in held])
-        lacking |= {first for (first, _), value in zip(held, read_back, strict=True) if value is None}
+        name = str(site)
+        hits = cache.lookup([(RowKey(context, sequences[first], name), selection) for first, selection in asked])
+        lacking = {first for (first, _), hit in zip(asked, hits, strict=True) if hit is None}
+        if not lacking and len(owners) == len(plan.rows):  # everything held, in order: one sequential read
+            try:
+                out.values[site] = cache.read_stacked([hit for hit in hits if hit is not None])
+                continue
+            except CacheCorrupt:  # some of it turned out damaged: find out what is left, row by row
+                hits = cache.lookup([(RowKey(context, sequences[f], name), selection) for f, selection in asked])
+                lacking = {first for (first, _), hit in zip(asked, hits, strict=True) if hit is None}
+        held = [(first, hit) for (first, _), hit in zip(asked, hits, strict=True) if hit and first not in lacking]
         parts: dict[int, list[Tensor]] = {}
-        for (first, _), value in zip(held, read_back, strict=True):
-            if value is not None:
+        for (first, _), value in zip(held, cache.read([hit for _, hit in held]), strict=True):
+            if value is None:
+                lacking.add(first)
+            else:
                 parts.setdefault(first, []).append(value)
         for first, values in parts.items():
             if first not in lacking:
-                _write(plan, out, site, torch.cat(values), owners[first], spans)
+                _write(out, site, torch.cat(values), owners[first], spans)
         for first in lacking:
             missing.setdefault(first, []).append(site)
     return dict(sorted(missing.items()))
@@ -237,11 +262,11 @@ def _place(
         at = 0
         for first in which:
             count = spans[first].stop - spans[first].start
-            _write(plan, out, site, value[at : at + count], owners[first], spans)
+            _write(out, site, value[at : at + count], owners[first], spans)
             at += count
 
 
-def _write(plan: Plan, out: Outcome, site: Site, value: Tensor, indices: Sequence[int], spans: list[slice]) -> None:
+def _write(out: Outcome, site: Site, value: Tensor, indices: Sequence[int], spans: list[slice]) -> None:
     if site not in out.values:
         n = spans[-1].stop
         out.values[site] = torch.empty(n, *value.shape[1:], dtype=value.dtype)
@@ -252,8 +277,10 @@ def _write(plan: Plan, out: Outcome, site: Site, value: Tensor, indices: Sequenc
 class _Store:
     """Collects computed values and commits them to the cache in large, atomic pieces."""
 
-    def __init__(self, cache: ActivationCache, context: Mapping[str, Any], key: str) -> None:
-        self.cache, self.context, self.key = cache, dict(context), key
+    def __init__(
+        self, cache: ActivationCache, context: Mapping[str, Any], key: str, sequences: Mapping[int, str]
+    ) -> None:
+        self.cache, self.context, self.key, self.sequences = cache, dict(context), key, sequences
         self.pending: list[tuple[RowKey, Selection, Tensor]] = []
         self.size, self.since = 0, time.monotonic()
 
@@ -261,7 +288,7 @@ class _Store:
         for site, value in values.items():
             at = 0
             for first in which:
-                key = _key(plan, self.key, first, site)
+                key = RowKey(self.key, self.sequences[first], str(site))
                 for selection in plan.selections[first]:
                     count = 1 if plan.pool else len(selection.positions)
                     self.pending.append((key, selection, value[at : at + count]))

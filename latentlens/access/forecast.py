@@ -9,7 +9,7 @@ from functools import cache
 import torch
 
 from latentlens.access.batching import batches
-from latentlens.access.capture import Plan
+from latentlens.access.capture import Plan, forecast_bytes
 from latentlens.access.forward import input_device
 from latentlens.access.layout import Layout
 
@@ -37,13 +37,10 @@ class Forecast:
 def forecast(layout: Layout, plan: Plan, token_budget: int, *, timed: bool = True) -> Forecast:
     """Size and time of a plan, from shapes alone (and the measured speed of one matrix product).
 
-        seconds = 2 * weights up to the deepest block * tokens / measured FLOP per second
+    seconds = 2 * weights up to the deepest block * tokens / measured FLOP per second
     """
     weight = next(p for p in layout.decoder.parameters() if p.dtype.is_floating_point)
-    itemsize = 4 if plan.pool else weight.element_size()
-    rows = sum(plan.counts)
-    width = sum(layout.vocab_size if site.point == "logits" else layout.d_model for site in plan.sites)
-    size = rows * width * itemsize
+    size = forecast_bytes(plan, layout)
     lengths = [len(row) for row in plan.rows]
     largest = max(len(b) * max(lengths[i] for i in b) for b in batches(lengths, token_budget))
     # A block's widest intermediate is some eight times its stream (queries, keys, values, gate and up projections).
@@ -54,7 +51,7 @@ def forecast(layout: Layout, plan: Plan, token_budget: int, *, timed: bool = Tru
         deepest = max((site.block if site.block is not None else layout.n_blocks - 1) for site in plan.sites)
         weights = sum(p.numel() for block in layout.blocks[: deepest + 1] for p in block.parameters())
         seconds = 2 * weights * tokens / _flops(str(input_device(layout.model)), weight.dtype)
-    return Forecast(size, size + working, seconds, tokens, rows)
+    return Forecast(size, size + working, seconds, tokens, sum(plan.counts))
 
 
 def available_memory() -> int:

@@ -69,14 +69,8 @@ def check_plan(layout: Layout, plan: Sequence[Intervention]) -> None:
             )
         layout.tap(item.site)
         direction = getattr(item, "direction", None)
-        if (
-            direction is not None
-            and item.site.point.startswith("resid")
-            and direction.vector.numel() != layout.d_model
-        ):
-            raise BadInput(
-                f"{direction} has {direction.vector.numel()} entries, the model's stream {layout.d_model}"
-            )
+        if direction is not None and item.site.point.startswith("resid") and direction.vector.numel() != layout.d_model:
+            raise BadInput(f"{direction} has {direction.vector.numel()} entries, the model's stream {layout.d_model}")
 
 
 def edit_calls(
@@ -95,9 +89,7 @@ def edit_calls(
                 return None
             mask = mask.to(states.device)
             new = states.clone()
-            new[mask] = item.edit(states[mask].float()).to(
-                states.dtype
-            )  # float32 inside, one cast at the end
+            new[mask] = item.edit(states[mask].float()).to(states.dtype)  # float32 inside, one cast at the end
             return new
 
         return apply

@@ -43,9 +43,7 @@ Callback = Callable[[Tensor], Tensor | None]
 
 
 @contextmanager
-def hooked(
-    calls: Sequence[tuple[Tap, Callback]], shape: tuple[int, int] | None = None
-) -> Iterator[Counter[str]]:
+def hooked(calls: Sequence[tuple[Tap, Callback]], shape: tuple[int, int] | None = None) -> Iterator[Counter[str]]:
     """Run callbacks on the tensors at the taps while the `with` lasts.
 
     A callback gets the tensor (batch, token, width) and returns None to look or a tensor to replace it.
@@ -92,9 +90,7 @@ def require_fired(fired: Counter[str]) -> None:
         )
 
 
-def _register(
-    tap: Tap, callback: Callback, plan: object, fired: Counter[str], shape: tuple[int, int] | None
-) -> Any:
+def _register(tap: Tap, callback: Callback, plan: object, fired: Counter[str], shape: tuple[int, int] | None) -> Any:
     name = repr(tap)
 
     def act(tensor: Tensor) -> Tensor | None:

@@ -75,9 +75,7 @@ class Identity:
             marks.append((name, tensor.data_ptr() if tensor.device.type != "meta" else 0, tensor._version))
             if tensor.device.type != "meta" and tensor.numel():
                 flat = tensor.detach().reshape(-1)[:: max(1, tensor.numel() // 8)][:9]
-                samples.append(
-                    flat.to("cpu", torch.float32) if flat.dtype.is_floating_point else flat.cpu().float()
-                )
+                samples.append(flat.to("cpu", torch.float32) if flat.dtype.is_floating_point else flat.cpu().float())
         digest = hashlib.sha256(torch.cat(samples).numpy().tobytes()).hexdigest() if samples else ""
         return (tuple(marks), digest)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from latentlens.access.cache import ActivationCache
@@ -60,9 +59,9 @@ def load(
         attn: attention implementation ("sdpa", "eager", "flash_attention_2").
         trust_remote_code: allow Python code that comes with the model to run.
         cache: True for the shared activation cache in the user's cache folder, False for none, a folder, or
-            an ActivationCache.
+            an ActivationCache (`readonly=True` reads from a folder that cannot be written).
         check: run the parity self-test and raise CheckFailed if it does not pass.
-    Raises: BadInput, UnsupportedArchitecture, UnsafeFile, CompiledModel, WeightsCorrupt, CheckFailed.
+    Raises: BadInput, UnsupportedArchitecture, UnsafeFile, CompiledModel, WeightsCorrupt, CheckFailed, CacheReadOnly.
 
     >>> lm = load()
     >>> acts = lm.activations("the cat", sites="resid_post[*]", where="last")
@@ -71,6 +70,8 @@ def load(
         cache = ActivationCache(cache)
     elif cache is True:
         cache = ActivationCache()
+    if cache and not cache.readonly:
+        cache.ensure_writable()  # better now than after minutes of loading and computing
     name = None
     if model is None:
         from latentlens import organism
@@ -165,7 +166,7 @@ class LensModel:
         """
         plan = self._plan(inputs, sites, where, pool, steer, truncate)
         cache = self.cache if cached else None
-        self._refuse_too_large(plan, cache, max_gib)
+        self._refuse_too_large(plan, max_gib)
         context = self._context(plan)
         outcome = capture(
             self.layout,
@@ -258,7 +259,7 @@ class LensModel:
         kind, selections = select(positions, rows, pool)
         return Plan(tuple(rows), tuple(found), tuple(selections), kind, plan)
 
-    def _refuse_too_large(self, plan: Plan, cache: ActivationCache | None, max_gib: float | None) -> None:
+    def _refuse_too_large(self, plan: Plan, max_gib: float | None) -> None:
         size = forecast(self.layout, plan, self.token_budget, timed=False)
         ceiling = available_memory() // 2 if max_gib is None else int(max_gib * 2**30)
         if size.bytes > ceiling:
@@ -267,8 +268,6 @@ class LensModel:
                 f"this capture would hold {size.bytes / 2**30:.3g} GiB, more than {limit} "
                 f"({ceiling / 2**30:.3g} GiB). Ask for fewer sites or positions, pool=, or raise max_gib."
             )
-        if cache is not None:
-            cache.require_room(size.bytes)
 
     def _context(self, plan: Plan) -> dict[str, Any]:
         return self._identity.context(plan_fingerprint(plan.steer))
@@ -334,14 +333,17 @@ class LensModel:
     def __repr__(self) -> str:
         layout, dtype = self.layout, next(iter(self.model.parameters())).dtype
         size = f"{self.n_parameters / 1e9:.2f}B" if self.n_parameters > 5e8 else f"{self.n_parameters / 1e6:.2f}M"
-        about = [f"{layout.n_blocks} blocks", f"d={layout.d_model}", f"{size} weights", str(dtype).removeprefix("torch.")]
+        about = [f"{layout.n_blocks} blocks", f"d={layout.d_model}", f"{size} weights"]
+        about.append(str(dtype).removeprefix("torch."))
         if self.quantization:
             about.append(self.quantization)
-        return f"LensModel({self.name}: {type(self.model).__name__}, {', '.join(about)}; blocks at {layout.blocks_path})"
+        kind = type(self.model).__name__
+        return f"LensModel({self.name}: {kind}, {', '.join(about)}; blocks at {layout.blocks_path})"
 
     def _repr_html_(self) -> str:
         sites = "".join(
             f"<tr><td>{escape(point)}</td><td style='text-align:left'><code>{escape(module)}</code></td></tr>"
             for point, module in self.layout.table()
         )
-        return f"<div><code>{escape(repr(self))}</code><table><tr><th>site</th><th>module</th></tr>{sites}</table></div>"
+        head = "<tr><th>site</th><th>module</th></tr>"
+        return f"<div><code>{escape(repr(self))}</code><table>{head}{sites}</table></div>"

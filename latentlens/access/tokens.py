@@ -45,9 +45,7 @@ class RowReader:
         items = self._items(inputs)
         if not items:
             raise BadInput("no inputs: give at least one text, chat or list of token ids")
-        return [
-            self._fit(self._row(item, i, continue_last), i, truncate, room) for i, item in enumerate(items)
-        ]
+        return [self._fit(self._row(item, i, continue_last), i, truncate, room) for i, item in enumerate(items)]
 
     def _items(self, inputs: Any) -> list[Any]:
         """Split the input into single items."""
@@ -80,10 +78,7 @@ class RowReader:
         mask = mask.tolist() if hasattr(mask, "tolist") else list(mask)
         if mask and _is_id(mask[0]):
             mask = [mask]
-        return [
-            [i for i, keep in zip(row, kept, strict=True) if keep]
-            for row, kept in zip(ids, mask, strict=True)
-        ]
+        return [[i for i, keep in zip(row, kept, strict=True) if keep] for row, kept in zip(ids, mask, strict=True)]
 
     def _row(self, item: Any, index: int, continue_last: bool) -> TokenRow:
         if isinstance(item, TokenRow):
@@ -103,9 +98,7 @@ class RowReader:
     def _ids(self, ids: tuple[int, ...], index: int) -> TokenRow:
         wrong = [i for i in ids if not 0 <= i < self.vocab_size]
         if wrong:
-            raise BadInput(
-                f"input {index}: token id {wrong[0]} is outside the vocabulary (0 to {self.vocab_size - 1})"
-            )
+            raise BadInput(f"input {index}: token id {wrong[0]} is outside the vocabulary (0 to {self.vocab_size - 1})")
         return TokenRow.plain(ids, special_ids=self.special_ids)
 
     def _text(self, text: str, index: int) -> TokenRow:
@@ -207,5 +200,5 @@ def _is_id(value: Any) -> bool:
 def _cannot_read(value: Any) -> str:
     return (
         f"cannot read {type(value).__name__} {str(value)[:60]!r}. Allowed: a text, a chat (list of "
-        "{'role', 'content'}), a list of token ids, a tokenizer's output, rollouts, or a list or dataset column of these"
+        "{'role', 'content'}), a list of token ids, a tokenizer's output, rollouts, or a list or dataset column of them"
     )

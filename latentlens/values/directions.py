@@ -114,9 +114,7 @@ class Direction:
 
         path = Path(path).with_suffix(".safetensors")
         about = {"schema": _SCHEMA, "site": str(self.site), "name": self.name, "frame": self.frame}
-        save_file(
-            {"vector": self.vector}, path, {"direction": json.dumps({**about, "source": dict(self.source)})}
-        )
+        save_file({"vector": self.vector}, path, {"direction": json.dumps({**about, "source": dict(self.source)})})
         return path
 
     @classmethod
@@ -137,9 +135,7 @@ class Direction:
                 "Pickled .pt files are never opened here."
             ) from None
         if about["schema"] > _SCHEMA:
-            raise CacheVersion(
-                f"{path} has direction schema {about['schema']}, this version reads up to {_SCHEMA}"
-            )
+            raise CacheVersion(f"{path} has direction schema {about['schema']}, this version reads up to {_SCHEMA}")
         return cls(vector, as_site(about["site"]), about["name"], about["frame"], about["source"])
 
 

@@ -58,7 +58,7 @@ class Add:
 
     direction: Direction
     coeff: float = 1.0
-    where: Where = Where("all")
+    where: Where = Where("all")  # noqa: RUF009 - frozen, so safe to share
 
     def __init__(self, direction: Direction, coeff: float = 1.0, where: Any = "all") -> None:
         if not isinstance(direction, Direction):
@@ -99,9 +99,7 @@ def as_plan(steer: Any) -> tuple[Intervention, ...]:
     plan: Sequence[Any] = tuple(steer) if isinstance(steer, Iterable) else (steer,)
     for item in plan:
         if not isinstance(item, Intervention):
-            raise BadInput(
-                f"steer= takes interventions such as ll.Add(direction, 2.0), not {type(item).__name__}"
-            )
+            raise BadInput(f"steer= takes interventions such as ll.Add(direction, 2.0), not {type(item).__name__}")
     return tuple(plan)
 
 

@@ -25,9 +25,7 @@ class TokenRow:
     text: str = ""
 
     @classmethod
-    def plain(
-        cls, ids: tuple[int, ...], *, special_ids: frozenset[int] = frozenset(), text: str = ""
-    ) -> TokenRow:
+    def plain(cls, ids: tuple[int, ...], *, special_ids: frozenset[int] = frozenset(), text: str = "") -> TokenRow:
         """A row without chat structure, prompt throughout."""
         n = len(ids)
         return cls(ids, n, ("",) * n, (-1,) * n, tuple(i in special_ids for i in ids), text)

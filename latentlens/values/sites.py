@@ -121,9 +121,7 @@ def block_indices(text: str, n_blocks: int, model: str = "this model") -> list[i
             return found
         wanted = [int(part) for part in text.split(",")]
     except (ValueError, TypeError):
-        raise SiteNotFound(
-            f"[{text}] is no block index: write 5, -1, *, 8:16 or 0,3,5 for {allowed}"
-        ) from None
+        raise SiteNotFound(f"[{text}] is no block index: write 5, -1, *, 8:16 or 0,3,5 for {allowed}") from None
     for block in wanted:
         if not -n_blocks <= block < n_blocks:
             raise SiteNotFound(f"no block {block} in {allowed}")

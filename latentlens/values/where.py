@@ -82,9 +82,7 @@ class Where:
         n = len(row)
         found = self.positions_or_none(row)
         if not found:
-            raise WhereNotValid(
-                f"where={str(self)!r} selects no token of a row of {n} tokens{_why_empty(self, row)}"
-            )
+            raise WhereNotValid(f"where={str(self)!r} selects no token of a row of {n} tokens{_why_empty(self, row)}")
         return found
 
     def positions_or_none(self, row: TokenRow) -> tuple[int, ...]:
@@ -182,9 +180,7 @@ def steered_positions(where: Where, row: TokenRow) -> tuple[int, ...]:
     )  # fmt: skip
     found: list[int] = []
     if where.kind != "response" and not (where.kind == "index" and all(i >= n for i in where.args)):
-        inside = (
-            replace(where, args=tuple(i for i in where.args if i < n)) if where.kind == "index" else where
-        )
+        inside = replace(where, args=tuple(i for i in where.args if i < n)) if where.kind == "index" else where
         found += inside.positions_or_none(prompt)
     found += [p for p in range(n, len(row)) if continues(where, row, p)]
     return tuple(found)

@@ -1,0 +1,118 @@
+"""The command line. Heavy modules are imported inside the commands that use them, so `--help` is instant."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from latentlens.errors import LatentLensError
+
+app = typer.Typer(
+    help="Look into and steer the latent space of language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+cache_app = typer.Typer(help="The activation cache that every module shares.", no_args_is_help=True)
+organism_app = typer.Typer(help="The embedded model: where it is, how good, how it was made.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+app.add_typer(organism_app, name="organism")
+
+Folder = Annotated[Path | None, typer.Option(help="Cache folder; by default LATENTLENS_CACHE or the user's cache.")]
+
+
+def main() -> None:
+    """Run the command line; errors that latentlens names are shown in one line, without a traceback."""
+    try:
+        app()
+    except LatentLensError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+@app.command()
+def demo(
+    report: Annotated[Path, typer.Option(help="Where to write the report.")] = Path("demo_report.html"),
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+) -> None:
+    """Check the embedded model, probe it, steer it, and write a report. About two minutes on two cores."""
+    from latentlens.demo import run
+
+    run(report, seed)
+
+
+@app.command()
+def check(
+    model: Annotated[str | None, typer.Argument(help="Hub id or folder; the embedded model if left out.")] = None,
+) -> None:
+    """Parity self-test: is what latentlens reads and writes what the model does? Exit code 1 if not."""
+    from latentlens.access.model import load
+
+    report = load(model, cache=False).check()
+    print(report)
+    raise typer.Exit(0 if report.passed else 1)
+
+
+@cache_app.command()
+def stats(folder: Folder = None) -> None:
+    """Entries, bytes and models held."""
+    from latentlens.access.cache import ActivationCache
+
+    print(ActivationCache(folder, readonly=True).stats())
+
+
+@cache_app.command()
+def verify(
+    folder: Folder = None, repair: Annotated[bool, typer.Option(help="Set aside what is damaged.")] = False
+) -> None:
+    """Compare every stored byte with its digest. Exit code 1 if something is damaged."""
+    from latentlens.access.cache import ActivationCache
+
+    report = ActivationCache(folder, readonly=not repair).verify(repair=repair)
+    print(report)
+    raise typer.Exit(0 if report.sound else 1)
+
+
+@cache_app.command()
+def clear(
+    folder: Folder = None,
+    model: Annotated[str | None, typer.Option(help="Only what this model (class or weights digest) left.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove stored activations; they are computed again when needed."""
+    from latentlens.access.cache import ActivationCache
+
+    cache = ActivationCache(folder)
+    if not yes:
+        typer.confirm(f"Remove activations in {cache.folder}?", abort=True)
+    removed = cache.clear() if model is None else cache.forget(model=model)
+    print(f"removed {removed} entries")
+
+
+@organism_app.command()
+def path() -> None:
+    """Folder of the embedded model, checksums verified; any Hugging Face tool can load it."""
+    from latentlens import organism
+
+    print(organism.path())
+
+
+@organism_app.command()
+def evaluate() -> None:
+    """Measure every planted effect with n and interval. Exit code 1 when one is missing."""
+    from latentlens.organism.evaluate import main as run
+
+    raise typer.Exit(run())
+
+
+@organism_app.command()
+def train(
+    output: Annotated[Path, typer.Argument(help="Folder for the trained model.")],
+    seed: Annotated[int, typer.Option(help="Seed of corpus, weights and order.")] = 0,
+) -> None:
+    """Train the embedded model from scratch, as it was made."""
+    from latentlens.organism.train import train as run
+
+    run(output, seed=seed)

@@ -1,0 +1,160 @@
+import copy
+import json
+
+import pytest
+import torch
+from families import build
+from tinytok import tokenizer
+
+import latentlens as ll
+from latentlens.errors import BadInput, CheckFailed, CompiledModel, UnsafeFile, UnsupportedArchitecture
+
+
+@pytest.fixture
+def folder(tmp_path, llama):
+    llama.save_pretrained(tmp_path / "saved")
+    tokenizer().save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def wide_llama():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=64
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def test_a_local_folder_a_path_and_an_object_read_alike(folder, llama):
+    expected = ll.load(llama, cache=False).activations([[5, 6, 7]])
+    for given in (folder, str(folder)):
+        lm = ll.load(given, cache=False)
+        assert lm.name == "saved"
+        assert all(torch.equal(lm.activations([[5, 6, 7]]).values[s], expected.values[s]) for s in expected)
+    assert ll.load(folder, cache=False).activations("cat sat").labels["token"].tolist() == ["<s>", "cat", "sat"]
+
+
+def test_a_model_object_is_left_as_it_was(llama):
+    keys, classes = list(llama.state_dict()), [type(m) for m in llama.modules()]
+    lm = ll.load(llama, cache=False)
+    lm.activations([[5, 6, 7]], sites=["resid_post[*]", "attn_out[0]", "logits"])
+    lm.generate([[5, 6]], 2)
+    lm.check()
+    assert lm.model is llama
+    assert list(llama.state_dict()) == keys
+    assert [type(m) for m in llama.modules()] == classes
+    assert llama.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "bf16", torch.bfloat16])
+def test_dtype_is_taken_by_name_or_object(folder, dtype):
+    lm = ll.load(folder, dtype=dtype, cache=False)
+    assert lm.activations([[5, 6]], sites=0)["resid_post[0]"].dtype == torch.bfloat16
+    assert lm.activations([[5, 6]], sites=0, where="mean")["resid_post[0]"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(("quantization", "cosine"), [("int8", 0.99), ("nf4", 0.95)])
+def test_quantised_models_are_read_and_steered(tmp_path, quantization, cosine):
+    llama = wide_llama()  # nf4 works on blocks of 64 weights
+    llama.save_pretrained(tmp_path)
+    lm = ll.load(tmp_path, quantization=quantization, tokenizer=tokenizer(), cache=False)
+    assert quantization in repr(lm)
+    exact = ll.load(llama, cache=False).activations([[5, 6, 7]], sites=1)["resid_post[1]"]
+    near = lm.activations([[5, 6, 7]], sites=1)["resid_post[1]"].float()
+    assert torch.cosine_similarity(near, exact).min() > cosine
+    direction = ll.Direction(torch.randn(64, generator=torch.Generator().manual_seed(0)), "resid_post[0]")
+    clean, steered = lm.logits([[5, 6, 7]]), lm.logits([[5, 6, 7]], steer=ll.Add(direction, 5.0))
+    assert (clean - steered).abs().max() > 0.01
+    assert len(lm.generate([[5, 6, 7]], 3, stop_ids=())[0].generated) == 3
+
+
+def test_a_multimodal_class_is_loaded_from_its_folder(tmp_path):
+    build("Gemma3-multimodal").save_pretrained(tmp_path / "multi")
+    lm = ll.load(tmp_path / "multi", tokenizer=tokenizer(), cache=False)
+    assert lm.check().passed
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        ({"model": "./nowhere"}, BadInput, "no folder"),
+        ({"model": "some/absent-model"}, BadInput, "cannot load some/absent-model"),
+        ({"model": 3}, BadInput, "cannot load int"),
+        ({"model": torch.nn.Linear(2, 2)}, BadInput, "no config"),
+    ],
+)
+def test_what_cannot_be_loaded_says_why(call, error, says):
+    with pytest.raises(error, match=says):
+        ll.load(**call, cache=False)
+
+
+def test_bad_options_are_named(folder, llama):
+    with pytest.raises(BadInput, match="float32"):
+        ll.load(folder, dtype="fp7", cache=False)
+    with pytest.raises(BadInput, match="'nf4'"):
+        ll.load(folder, quantization="int3", cache=False)
+    with pytest.raises(BadInput, match="loaded already"):
+        ll.load(llama, dtype="bfloat16", cache=False)
+    with pytest.raises(BadInput, match="no tokenizer found"):
+        ll.load(folder, tokenizer="./nowhere", cache=False)
+
+
+def test_pickled_weights_are_never_opened(folder):
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(folder / "executed"), "w"))
+
+    (folder / "model.safetensors").unlink()
+    torch.save({"w": Payload()}, folder / "pytorch_model.bin")
+    with pytest.raises(UnsafeFile, match=r"pytorch_model\.bin"):
+        ll.load(folder, cache=False)
+    assert not (folder / "executed").exists()
+
+
+def test_a_folder_without_weights_or_config_says_what_is_missing(folder, tmp_path):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(BadInput, match=r"no \.safetensors"):
+        ll.load(folder, cache=False)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match=r"no config\.json"):
+        ll.load(tmp_path / "empty", cache=False)
+
+
+def test_code_that_comes_with_a_model_is_refused_unless_asked_for(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "homemade", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(f"open({str(folder / 'executed')!r}, 'w')\n")
+    with pytest.raises(BadInput, match="trust_remote_code=True"):
+        ll.load(folder, cache=False)
+    assert not (folder / "executed").exists()
+
+
+def test_encoders_and_compiled_models_are_refused(llama):
+    from transformers import BertConfig, BertModel
+
+    bert = BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16))
+    with pytest.raises(UnsupportedArchitecture, match="BertModel"):
+        ll.load(bert, cache=False)
+    with pytest.raises(CompiledModel):
+        ll.load(torch.compile(llama, backend="eager"), cache=False)
+
+
+def test_check_passes_on_a_sound_model_and_names_what_is_broken(llama):
+    report = ll.load(llama, cache=False, check=True).check()
+    assert report.passed
+    assert len(report.to_frame()) == 4
+    assert "sdpa = eager" in str(report)
+    assert "<table" in report._repr_html_()
+    sick = copy.deepcopy(llama)
+    sick.model.layers[0].register_forward_hook(lambda _m, _i, out: out + out.shape[0])  # depends on the batch
+    with pytest.raises(CheckFailed, match=r"FAIL hook on a padded batch"):
+        ll.load(sick, cache=False, check=True)
+
+
+def test_a_model_shows_itself(llama):
+    lm = ll.load(llama, cache=False)
+    assert repr(lm).startswith("LensModel(LlamaForCausalLM: LlamaForCausalLM, 3 blocks, d=32")
+    assert "model.layers.0.self_attn.o_proj" in lm._repr_html_()
