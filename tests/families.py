@@ -90,6 +90,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "Gemma2": configured("Gemma2", head_dim=8, sliding_window=8, query_pre_attn_scalar=8),
     "Gemma3": lambda: _model("Gemma3ForCausalLM", _gemma3_text()),
     "Gemma3-multimodal": _multimodal_gemma3,
+    "Gemma4": lambda: _model("Gemma4ForCausalLM", _gemma4_text()),
     "Phi-3": configured("Phi3"),
     "Phi": configured("Phi"),
     "OLMo": configured("Olmo"),
@@ -161,6 +162,20 @@ def _gemma3_text() -> Any:
 
     layers = ["sliding_attention", "full_attention", "sliding_attention"]
     return transformers.Gemma3TextConfig(**_COMMON, head_dim=8, sliding_window=8, layer_types=layers)
+
+
+def _gemma4_text() -> Any:
+    """Blocks that differ: heads of the last are twice as wide."""
+    import transformers
+
+    return transformers.Gemma4TextConfig(
+        **_COMMON,
+        head_dim=8,
+        global_head_dim=16,
+        sliding_window=8,
+        hidden_size_per_layer_input=0,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+    )
 
 
 def _mpt() -> Any:

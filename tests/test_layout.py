@@ -77,6 +77,7 @@ ORACLE = {
     "Gemma2": ("model.layers", "model.norm", SANDWICH, {}),
     "Gemma3": ("model.layers", "model.norm", SANDWICH, {}),
     "Gemma3-multimodal": ("model.language_model.layers", "model.language_model.norm", SANDWICH, {}),
+    "Gemma4": ("model.layers", "model.norm", SANDWICH, {}),
     "Phi-3": ("model.layers", "model.norm", LLAMA, {}),
     "Phi": ("model.layers", "model.final_layernorm", PHI, {}),
     "OLMo": ("model.layers", "model.norm", LLAMA, {}),
@@ -299,7 +300,8 @@ def test_z_splits_into_heads(family):
     where, values = layout(family), ours(family)
     for site, value in values.items():
         if site.point == "z":
-            assert value.shape == (BATCH, TOKENS, where.n_heads * where.d_head)
+            n_heads, d_head = where.heads(site.block)
+            assert value.shape == (BATCH, TOKENS, n_heads * d_head)
 
 
 @every_family
@@ -352,6 +354,7 @@ def test_position_arguments_and_limits_are_read_from_the_decoder():
         None,
     )
     assert (layout("Qwen3").n_heads, layout("Qwen3").d_head) == (4, 16)
+    assert (layout("Gemma4").heads(0), layout("Gemma4").heads(2)) == ((4, 8), (4, 16))
     assert (layout("Mamba").n_heads, layout("Mamba").d_head) == (None, None)
 
 

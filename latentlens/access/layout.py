@@ -48,7 +48,7 @@ class Layout:
         model, decoder: the model given; the part of it that ends with the final norm and has no unembedding.
         blocks, blocks_path: the blocks in order, and the path of their list ("model.layers").
         n_blocks, d_model, vocab_size: counts and widths.
-        n_heads, d_head: query heads and their width; None without attention (Mamba).
+        n_heads, d_head: query heads and their width, in the first block (see `heads`); None without attention.
         max_positions: longest sequence that the config allows, or None when it names no limit.
         accepts_position_ids, accepts_attention_mask: whether the decoder's forward takes them by name.
     """
@@ -65,11 +65,8 @@ class Layout:
         refuse_compiled([self.decoder])
         self.n_blocks = len(self.blocks)
         self.d_model = int(_first(config, "hidden_size", "n_embd", "d_model") or 0)
-        heads = _first(config, "num_attention_heads", "n_head", "n_heads")
-        self.n_heads = int(heads) if heads else None
-        # With latent attention (DeepSeek) head_dim is the rotary part only; what a head puts out is v_head_dim wide.
-        head = _first(config, "v_head_dim", "head_dim") or (self.d_model // self.n_heads if self.n_heads else None)
-        self.d_head = int(head) if head and self.n_heads else None
+        self._heads = [_heads(one, self.d_model) for one in _config_of_each_block(config, self.n_blocks)]
+        self.n_heads, self.d_head = self._heads[0] or (None, None)
         self.vocab_size = int(_first(config, "vocab_size") or 0)
         positions = _first(config, "max_position_embeddings", "n_positions", "max_seq_len")
         self.max_positions = int(positions) if positions else None
@@ -225,6 +222,13 @@ class Layout:
         self.tap(site)
         return self._trace().blocks[site.block or 0].scales.get(site.point, 1.0)
 
+    def heads(self, block: int) -> tuple[int, int] | None:
+        """How `z` of a block splits: (heads, width of a head). Differs between the blocks of Gemma4, for one.
+
+        Returns: None in a model without attention (Mamba).
+        """
+        return self._heads[block]
+
     def available(self) -> list[str]:
         """The points that at least one block has, and the model's own, in the order of computation.
 
@@ -270,8 +274,8 @@ class Layout:
 
     def _run_trace(self) -> Trace:
         root = self._paths.get(self.decoder, "")
-        d_heads = self.n_heads * self.d_head if self.n_heads and self.d_head else None
-        return trace(self.decoder, self.blocks, self.block_paths, root, self._tokens(), d_heads)
+        widths = [heads[0] * heads[1] if heads else None for heads in self._heads]
+        return trace(self.decoder, self.blocks, self.block_paths, root, self._tokens(), widths)
 
     def _tokens(self) -> Tensor:
         """Five distinct ids from the middle of the vocabulary, away from special tokens."""
@@ -353,6 +357,20 @@ def _decoder(model: nn.Module, blocks_path: str) -> nn.Module:
         if "input_ids" in inspect.signature(module.forward).parameters:
             return module
     raise UnsupportedArchitecture(f"{type(model).__name__}: no module around {blocks_path} takes input_ids")
+
+
+def _config_of_each_block(config: Any, n_blocks: int) -> list[Any]:
+    """Configs whose blocks differ (Gemma4) refuse to name one head width for all, and hold one config per block."""
+    different = getattr(config, "is_heterogeneous", False)
+    return [config.per_layer_config[block] if different else config for block in range(n_blocks)]
+
+
+def _heads(config: Any, d_model: int) -> tuple[int, int] | None:
+    heads = _first(config, "num_attention_heads", "n_head", "n_heads")
+    if not heads:
+        return None
+    # With latent attention (DeepSeek) head_dim is the rotary part only; what a head puts out is v_head_dim wide.
+    return int(heads), int(_first(config, "v_head_dim", "head_dim") or d_model // heads)
 
 
 def _first(config: Any, *names: str) -> Any:

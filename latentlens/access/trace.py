@@ -85,7 +85,7 @@ def trace(
     paths: Sequence[str],
     root: str,
     ids: Tensor,
-    d_heads: int | None,
+    widths: Sequence[int | None],
 ) -> Trace:
     """Run `ids` (1, token) through the decoder once and locate the points of every block.
 
@@ -95,7 +95,7 @@ def trace(
         decoder: the module that owns the blocks and the final norm.
         blocks: in order; `paths` are their Hugging Face paths, `root` that of the decoder ("" if it is the model).
         ids: distinct token ids, one row.
-        d_heads: width of all heads together, which `z` must have; None in a model without attention.
+        widths: for each block the width of all heads together, which `z` must have; None without attention.
     """
     taps = {path: _taps_inside(block, path) for block, path in zip(blocks, paths)}
     children = [
@@ -121,7 +121,9 @@ def trace(
         decoder(**{name: value for name, value in arguments.items() if name in accepted})
 
     n = ids.shape[1]
-    located = [_locate(block, path, _values(taps[path], record, n), d_heads) for block, path in zip(blocks, paths)]
+    located = [
+        _locate(block, path, _values(taps[path], record, n), width) for block, path, width in zip(blocks, paths, widths)
+    ]
     last = next((record[tap][1] for tap in taps[paths[-1]] if tap.module is blocks[-1] and tap.side == "out"), None)
     return Trace(located, _final_norm(children, record, last))
 
@@ -173,7 +175,7 @@ def _values(taps: list[Tap], record: dict[Tap, tuple[int, Tensor]], n_tokens: in
     return values
 
 
-def _locate(block: nn.Module, path: str, values: list[_Value], d_heads: int | None) -> BlockTrace:
+def _locate(block: nn.Module, path: str, values: list[_Value], width: int | None) -> BlockTrace:
     start = next((v for v in values for _, tap in v.seen if tap.module is block and tap.side == "in"), None)
     end = next((v for v in values for _, tap in v.seen if tap.module is block and tap.side == "out"), None)
     if start is None or end is None:
@@ -200,7 +202,7 @@ def _locate(block: nn.Module, path: str, values: list[_Value], d_heads: int | No
     for point, inner, (value, scale) in zip(("attn_out", "mlp_out"), ("z", "mlp_post"), sources):
         taps[point], scales[point] = _outermost(value), scale
         aliases |= {tap.name: point for tap in value.outputs()}
-        projection = _projection(value, values, d_heads if inner == "z" else None)
+        projection = _projection(value, values, width if inner == "z" else None)
         if isinstance(projection, Tap):
             taps[inner] = projection
         else:
@@ -342,9 +344,9 @@ def _mixes_tokens(block: nn.Module, path: str, tap: Tap | None) -> bool:
 
 
 def _final_norm(children: list[Tap], record: dict[Tap, tuple[int, Tensor]], last: Tensor | None) -> Tap | None:
-    """The child of the decoder that is handed the last block's output."""
+    """The norm among the decoder's children that is handed the last block's output."""
     for tap in children:
-        if tap.side == "in" and tap in record and last is not None:
+        if tap.side == "in" and tap in record and last is not None and _is_norm(tap.module):
             value = record[tap][1]
             if value.shape == last.shape and value.dtype == last.dtype and torch.equal(value, last):
                 return Tap(tap.module, "out", tap.name)
