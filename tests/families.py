@@ -90,7 +90,8 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "Gemma2": configured("Gemma2", head_dim=8, sliding_window=8, query_pre_attn_scalar=8),
     "Gemma3": lambda: _model("Gemma3ForCausalLM", _gemma3_text()),
     "Gemma3-multimodal": _multimodal_gemma3,
-    "Gemma4": lambda: _model("Gemma4ForCausalLM", _gemma4_text()),
+    "Gemma4": lambda: _gemma4(hidden_size_per_layer_input=0),
+    "Gemma4-per-layer-inputs": lambda: _gemma4(hidden_size_per_layer_input=8),
     "Phi-3": configured("Phi3"),
     "Phi": configured("Phi"),
     "OLMo": configured("Olmo"),
@@ -164,18 +165,25 @@ def _gemma3_text() -> Any:
     return transformers.Gemma3TextConfig(**_COMMON, head_dim=8, sliding_window=8, layer_types=layers)
 
 
-def _gemma4_text() -> Any:
-    """Blocks that differ: heads of the last are twice as wide."""
+def _gemma4(**changes: Any) -> Any:
+    """Blocks that differ: heads of the last are twice as wide. Every block multiplies its output by a number."""
     import transformers
 
-    return transformers.Gemma4TextConfig(
-        **_COMMON,
-        head_dim=8,
-        global_head_dim=16,
-        sliding_window=8,
-        hidden_size_per_layer_input=0,
-        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+    model = _model(
+        "Gemma4ForCausalLM",
+        transformers.Gemma4TextConfig(
+            **_COMMON,
+            head_dim=8,
+            global_head_dim=16,
+            sliding_window=8,
+            vocab_size_per_layer_input=VOCAB,
+            layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+            **changes,
+        ),
     )
+    for block in model.model.layers:
+        block.layer_scalar.fill_(0.7)
+    return model
 
 
 def _mpt() -> Any:

@@ -1,24 +1,23 @@
 """Find the points inside every block by arithmetic, from one tiny forward pass.
 
-A block computes `resid_post = resid_pre + alpha * attn_out + beta * mlp_out`. Five tokens are run once, the
-inputs and outputs of the modules inside each block are recorded, and the two contributions are the module
-outputs for which the sum holds in the model's own dtype. No class or module name is looked at, so a new
+Five tokens are run once and the inputs and outputs of the modules inside each block are recorded. The module
+outputs that add up to the change of the residual stream (see `residual`) are the attention and MLP contributions;
+heads and neurons are the inputs of the linear maps behind them. No class or module name is looked at, so a new
 family needs no new code; where the sum does not hold, the point is reported as absent, with the reason.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import permutations
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from latentlens.access.hooks import Tap, hooked
+from latentlens.access.residual import Term, Value, decompose
 
 INNER_POINTS = ("z", "attn_out", "resid_mid", "mlp_post", "mlp_out")
 
@@ -59,24 +58,6 @@ class Trace:
 
     blocks: list[BlockTrace]
     final_norm: Tap | None
-
-
-@dataclass(eq=False)
-class _Value:
-    """One tensor (token, width) and the module sides that carried it, in the order of execution."""
-
-    tensor: Tensor
-    seen: list[tuple[int, Tap]] = field(default_factory=list)
-
-    def first(self, side: str) -> int | None:
-        return next((order for order, tap in self.seen if tap.side == side), None)
-
-    def outputs(self) -> list[Tap]:
-        return [tap for _, tap in self.seen if tap.side == "out"]
-
-
-_Sources = list[tuple[_Value, float]]  # two contributions with their multipliers
-_Found = tuple[_Value | None, _Sources]  # resid_mid unless the block is parallel
 
 
 def trace(
@@ -160,9 +141,9 @@ def _taps_inside(block: nn.Module, path: str) -> list[Tap]:
     return taps
 
 
-def _values(taps: list[Tap], record: dict[Tap, tuple[int, Tensor]], n_tokens: int) -> list[_Value]:
+def _values(taps: list[Tap], record: dict[Tap, tuple[int, Tensor]], n_tokens: int) -> list[Value]:
     """Group the recorded sides by equal tensors, flattened to (token, width), in order of execution."""
-    values: list[_Value] = []
+    values: list[Value] = []
     for tap in sorted((tap for tap in taps if tap in record), key=lambda tap: record[tap][0]):
         order, tensor = record[tap]
         if not tensor.is_floating_point() or tensor.ndim < 2 or tensor.shape[:-1].numel() != n_tokens:
@@ -170,135 +151,62 @@ def _values(taps: list[Tap], record: dict[Tap, tuple[int, Tensor]], n_tokens: in
         flat = tensor.reshape(n_tokens, -1)
         known = next((v for v in values if v.tensor.dtype == flat.dtype and torch.equal(v.tensor, flat)), None)
         if known is None:
-            values.append(known := _Value(flat))
+            values.append(known := Value(flat))
         known.seen.append((order, tap))
     return values
 
 
-def _locate(block: nn.Module, path: str, values: list[_Value], width: int | None) -> BlockTrace:
+def _locate(block: nn.Module, path: str, values: list[Value], width: int | None) -> BlockTrace:
     start = next((v for v in values for _, tap in v.seen if tap.module is block and tap.side == "in"), None)
     end = next((v for v in values for _, tap in v.seen if tap.module is block and tap.side == "out"), None)
     if start is None or end is None:
         return _nothing(f"{type(block).__name__} was not run, or carries more than one vector per token")
     same = [v for v in values if v.tensor.shape == end.tensor.shape and v is not start and v is not end]
-    single = _step(start, [v for v in same if v.first("out") is not None], end, 1.0)
-    if single is not None:
-        return _nothing(f"{type(block).__name__} adds one contribution to the residual stream, not attention and MLP")
-    found = None
-    # The sum as it is, then with a multiplier that the block keeps (Granite), then with any multipliers.
-    for scale in (1.0, *_multipliers(block), None):
-        found = found or _sequential(start, end, same, scale) or _parallel(start, end, same, scale)
-    if found is None:
-        return _nothing(
-            f"in {type(block).__name__} no two module outputs add up to resid_post - resid_pre, "
-            "so attention and MLP contributions cannot be told apart"
-        )
-    mid, sources = found
-    sources = _attention_first(block, path, sources, values)
+    terms = decompose(start, end, same, _multipliers(block))
+    if terms is None or len(terms) == 1:
+        what = "only one module output adds" if terms else "no module outputs add"
+        return _nothing(f"in {type(block).__name__} {what} up to the change of the residual stream")
+    attention, mlp = _roles(block, path, terms, values)
     taps: dict[str, Tap] = {}
     scales: dict[str, float] = {}
     aliases: dict[str, str] = {}
     missing: dict[str, str] = {}
-    for point, inner, (value, scale) in zip(("attn_out", "mlp_out"), ("z", "mlp_post"), sources):
-        taps[point], scales[point] = _outermost(value), scale
-        aliases |= {tap.name: point for tap in value.outputs()}
-        projection = _projection(value, values, width if inner == "z" else None)
+    for point, inner, term in (("attn_out", "z", attention), ("mlp_out", "mlp_post", mlp)):
+        taps[point], scales[point] = _outermost(term.value), term.scale
+        aliases |= {tap.name: point for tap in term.value.outputs()}
+        projection = _projection(term.value, values, width if inner == "z" else None)
         if isinstance(projection, Tap):
             taps[inner] = projection
         else:
             missing[inner] = projection
-    if mid is None:
+    later = max(attention, mlp, key=terms.index)
+    if later.before is start:
         missing["resid_mid"] = f"attention and MLP of {type(block).__name__} both read resid_pre (a parallel block)"
     else:
-        taps["resid_mid"] = next(tap for _, tap in mid.seen if tap.side == "in")
+        taps["resid_mid"] = next(tap for _, tap in later.before.seen if tap.side == "in")
     return BlockTrace(taps, scales, aliases, missing)
+
+
+def _multipliers(block: nn.Module) -> list[float]:
+    """Numbers that the block keeps, such as Granite's residual_multiplier."""
+    return [value for value in vars(block).values() if isinstance(value, float) and value not in (0.0, 1.0)]
 
 
 def _nothing(why: str) -> BlockTrace:
     return BlockTrace({}, {}, {}, dict.fromkeys(INNER_POINTS, why))
 
 
-def _sequential(start: _Value, end: _Value, values: list[_Value], scale: float | None) -> _Found | None:
-    """`start + alpha a == mid` and `mid + beta m == end`, where some module was handed mid."""
-    for mid in values:
-        handed = mid.first("in")
-        if handed is None:
-            continue
-        made = [(v, order) for v in values if v is not mid and (order := v.first("out")) is not None]
-        first = _step(start, [v for v, order in made if order < handed], mid, scale)
-        second = first and _step(mid, [v for v, order in made if order > handed], end, scale)
-        if first and second:
-            return mid, [first, second]
-    return None
-
-
-def _parallel(start: _Value, end: _Value, values: list[_Value], scale: float | None) -> _Found | None:
-    """`start + alpha a + beta m == end`."""
-    made = [v for v in values if v.first("out") is not None]
-    for i, a in enumerate(made):
-        for m in made[i + 1 :]:
-            scales = _scales(start, [a, m], end, scale)
-            if scales is not None:
-                return None, list(zip((a, m), scales))
-    return None
-
-
-def _step(start: _Value, steps: list[_Value], end: _Value, scale: float | None) -> tuple[_Value, float] | None:
-    """The first of the steps that leads from start to end, with its multiplier."""
-    for step in steps:
-        scales = _scales(start, [step], end, scale)
-        if scales is not None:
-            return step, scales[0]
-    return None
-
-
-def _scales(start: _Value, steps: list[_Value], end: _Value, scale: float | None) -> list[float] | None:
-    """Multipliers for which start plus the steps is end, or None: the given one bit for bit, or else fitted."""
-    if scale is None:
-        return _fit(start.tensor, [step.tensor for step in steps], end.tensor)
-    parts = [step.tensor if scale == 1 else step.tensor * scale for step in steps]
-    for order in permutations([start.tensor, *parts]):
-        if torch.equal(functools.reduce(torch.add, order).to(end.tensor.dtype), end.tensor):
-            return [scale] * len(steps)
-    return None
-
-
-def _multipliers(block: nn.Module) -> list[float]:
-    return [value for value in vars(block).values() if isinstance(value, float) and value not in (0.0, 1.0)]
-
-
-def _fit(start: Tensor, steps: list[Tensor], end: Tensor) -> list[float] | None:
-    """Multipliers for which start plus the steps is end within the rounding of the dtype, or None."""
-    # In units of the rounding error of each element, so that a few huge elements do not hide the others.
-    unit = torch.finfo(end.dtype).eps * (start.double().abs() + end.double().abs()).flatten() + 1e-30
-    change = (end.double() - start.double()).flatten() / unit
-    columns = torch.stack([step.double().flatten() / unit for step in steps], dim=1)
-    gram = columns.T @ columns
-    if not (change.isfinite().all() and gram.isfinite().all()) or torch.linalg.cond(gram) > 1e8:
-        return None
-    scales = torch.linalg.solve(gram, columns.T @ change)
-    parts = columns * scales
-    left = change - parts.sum(dim=1)
-    # Rounding alone would let any small step pass beside a large residual, so it must explain the change too,
-    # and no part may be so small that it could be left out.
-    allowed = 2 * (1 + torch.finfo(end.dtype).eps * parts.abs().sum(dim=1))
-    within = bool((left.abs() <= allowed).all()) and left.norm() < 0.1 * change.norm()
-    if not within or parts.norm(dim=0).min() < 1e-3 * change.norm():
-        return None
-    return scales.tolist()
-
-
-def _outermost(value: _Value) -> Tap:
+def _outermost(value: Value) -> Tap:
     """The outermost module that gives this value; a dropout (no state of its own) only if nothing else does."""
     return min(value.outputs(), key=lambda tap: (not _has_state(tap.module), tap.name.count(".")))
 
 
-def _deepest(value: _Value) -> Tap | None:
+def _deepest(value: Value) -> Tap | None:
     outputs = value.outputs()
     return max(outputs, key=lambda tap: (_has_state(tap.module), tap.name.count("."))) if outputs else None
 
 
-def _source(value: _Value, values: list[_Value]) -> Tap | None:
+def _source(value: Value, values: list[Value]) -> Tap | None:
     """The deepest module that computes the value, before any norm that it passes through."""
     for _ in range(_MAX_NORMS):
         tap = _deepest(value)
@@ -311,7 +219,7 @@ def _source(value: _Value, values: list[_Value]) -> Tap | None:
     return _deepest(value)
 
 
-def _projection(value: _Value, values: list[_Value], width: int | None) -> Tap | str:
+def _projection(value: Value, values: list[Value], width: int | None) -> Tap | str:
     """The input of the linear map behind a contribution, or why there is none."""
     tap = _source(value, values)
     if tap is None:
@@ -326,10 +234,12 @@ def _projection(value: _Value, values: list[_Value], width: int | None) -> Tap |
     return Tap(tap.module, "in", tap.name)
 
 
-def _attention_first(block: nn.Module, path: str, sources: _Sources, values: list[_Value]) -> _Sources:
-    """Order the two contributions as attention, MLP: by who is handed a mask, else by order of execution."""
-    mixes = [_mixes_tokens(block, path, _source(value, values)) for value, _ in sources]
-    return sources[::-1] if mixes == [False, True] else sources
+def _roles(block: nn.Module, path: str, terms: list[Term], values: list[Value]) -> tuple[Term, Term]:
+    """Attention is the first term whose module is handed a mask, MLP the first other; else by order of execution."""
+    mixing = [term for term in terms if _mixes_tokens(block, path, _source(term.value, values))]
+    attention = mixing[0] if mixing else terms[0]
+    others = [term for term in terms if term is not attention]
+    return attention, next((term for term in others if term not in mixing), others[0])
 
 
 def _mixes_tokens(block: nn.Module, path: str, tap: Tap | None) -> bool:
