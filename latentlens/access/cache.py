@@ -163,8 +163,10 @@ class ActivationCache:
             first, last = members[0], members[-1]
             if last - first + 1 == len(members):
                 part = target[stops[first] - n_rows[first] : stops[last]]
-                # "clip" lets numpy write in place; the rows were bounded by _gather
-                np.take(source, rows, axis=0, out=part, mode="clip")
+                if rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
+                    part[:] = source[rows[0] : rows[-1] + 1]
+                else:  # "clip" lets numpy write in place; the rows were bounded by _gather
+                    np.take(source, rows, axis=0, out=part, mode="clip")
             else:
                 counts = np.array([n_rows[i] for i in members])
                 target[_ranges(stops[members] - counts, counts)] = source[rows]

@@ -70,16 +70,12 @@ class Selection:
     @cached_property
     def text(self) -> str:
         """Canonical spelling of the positions and the length, as it is stored."""
-        p: Sequence[int] = self.positions
-        parts: list[str] = []
-        start = 0
-        if p[-1] - p[0] + 1 == len(p):
-            parts.append(f"{p[0]}-{p[-1]}" if len(p) > 1 else f"{p[0]}")
-        else:
-            for i in range(1, len(p) + 1):
-                if i == len(p) or p[i] != p[i - 1] + 1:
-                    parts.append(f"{p[start]}-{p[i - 1]}" if i - start > 1 else f"{p[start]}")
-                    start = i
+        p, n = self.positions, len(self.positions)
+        ends = [n - 1] if p[-1] - p[0] == n - 1 else [i for i in range(n) if i == n - 1 or p[i + 1] != p[i] + 1]
+        parts, start = [], 0
+        for end in ends:
+            parts.append(f"{p[start]}-{p[end]}" if end > start else f"{p[end]}")
+            start = end + 1
         return f"{','.join(parts)}/{self.n_tokens}"
 
     @property
@@ -160,7 +156,8 @@ def _places(stored: str) -> tuple[dict[int, int], int]:
 
 def row_id(context: str, sequence: str) -> bytes:
     """Fixed-size name of a sequence in a context, whatever characters the two digests are made of."""
-    return hashlib.sha256(json.dumps([context, sequence]).encode()).digest()[:16]
+    text = f"{len(context)}:{context}{sequence}"  # the length keeps ("ab", "c") and ("a", "bc") apart
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def plain(text: str) -> str:

@@ -204,14 +204,14 @@ def _checked(key: RowKey, selection: Selection, value: Tensor) -> Tensor:
     value = value.detach()
     if value.dim() == 1 and selection.n_rows == 1:
         value = value.unsqueeze(0)
-    want = "float32" if selection.pool else f"one of {', '.join(str(d).removeprefix('torch.') for d in NAMES)}"
     fits = value.dim() == 2 and value.shape[0] == selection.n_rows and value.shape[1] > 0
     if not fits or value.dtype not in NAMES or (selection.pool and value.dtype != torch.float32):
+        allowed = "float32" if selection.pool else f"one of {', '.join(str(dtype)[6:] for dtype in NAMES)}"
         raise BadInput(
             f"{key.site}: a tensor of shape {tuple(value.shape)} and {value.dtype} for {selection.n_rows} rows "
-            f"(pool {selection.pool!r}); it must be (rows, width) of {want}"
+            f"(pool {selection.pool!r}); it must be (rows, width) of {allowed}"
         )
-    return value.cpu().contiguous()
+    return value.cpu()
 
 
 # -- reading --------------------------------------------------------------------------------------
