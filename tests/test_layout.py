@@ -340,6 +340,7 @@ def test_logits_are_the_output_of_the_unembedding(family):
 @every_family
 def test_sizes_are_those_of_the_model(family):
     where, values = layout(family), ours(family)
+    assert {site: where.width(site) for site in values} == {site: v.shape[-1] for site, v in values.items()}
     assert where.n_blocks == len(where.blocks) == len(where.block_paths)
     assert where.blocks_path == ORACLE[family][0]
     assert values[Site("resid_post", 0)].shape[-1] == where.d_model

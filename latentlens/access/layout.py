@@ -222,6 +222,15 @@ class Layout:
         self.tap(site)
         return self._trace().blocks[site.block or 0].scales.get(site.point, 1.0)
 
+    def width(self, site: Site) -> int:
+        """How many numbers the site has per token."""
+        self.tap(site)
+        if site.point == "logits":
+            return self.vocab_size
+        if site.point not in INNER_POINTS:
+            return self.d_model
+        return self._trace().blocks[site.block or 0].widths[site.point]
+
     def heads(self, block: int) -> tuple[int, int] | None:
         """How `z` of a block splits: (heads, width of a head). Differs between the blocks of Gemma4, for one.
 

@@ -41,12 +41,14 @@ class BlockTrace:
 
     Args:
         taps: point -> where it is read, for the points that exist.
+        widths: point -> last dimension of what is read there.
         scales: contribution -> its multiplier in the residual sum (Granite's residual_multiplier).
         aliases: module path -> point, for modules whose output equals that point.
         missing: point -> why this block has none.
     """
 
     taps: dict[str, Tap]
+    widths: dict[str, int]
     scales: dict[str, float]
     aliases: dict[str, str]
     missing: dict[str, str]
@@ -157,8 +159,7 @@ def _values(taps: list[Tap], record: dict[Tap, tuple[int, Tensor]], n_tokens: in
 
 
 def _locate(block: nn.Module, path: str, values: list[Value], width: int | None) -> BlockTrace:
-    start = next((v for v in values for _, tap in v.seen if tap.module is block and tap.side == "in"), None)
-    end = next((v for v in values for _, tap in v.seen if tap.module is block and tap.side == "out"), None)
+    start, end = _at(block, "in", values), _at(block, "out", values)
     if start is None or end is None:
         return _nothing(f"{type(block).__name__} was not run, or carries more than one vector per token")
     same = [v for v in values if v.tensor.shape == end.tensor.shape and v is not start and v is not end]
@@ -184,7 +185,9 @@ def _locate(block: nn.Module, path: str, values: list[Value], width: int | None)
         missing["resid_mid"] = f"attention and MLP of {type(block).__name__} both read resid_pre (a parallel block)"
     else:
         taps["resid_mid"] = next(tap for _, tap in later.before.seen if tap.side == "in")
-    return BlockTrace(taps, scales, aliases, missing)
+    read = {point: _at(tap.module, tap.side, values) for point, tap in taps.items()}
+    widths = {point: value.tensor.shape[-1] for point, value in read.items() if value is not None}
+    return BlockTrace(taps, widths, scales, aliases, missing)
 
 
 def _multipliers(block: nn.Module) -> list[float]:
@@ -192,8 +195,13 @@ def _multipliers(block: nn.Module) -> list[float]:
     return [value for value in vars(block).values() if isinstance(value, float) and value not in (0.0, 1.0)]
 
 
+def _at(module: nn.Module, side: str, values: list[Value]) -> Value | None:
+    """What one side of a module carried."""
+    return next((v for v in values for _, tap in v.seen if tap.module is module and tap.side == side), None)
+
+
 def _nothing(why: str) -> BlockTrace:
-    return BlockTrace({}, {}, {}, dict.fromkeys(INNER_POINTS, why))
+    return BlockTrace({}, {}, {}, {}, dict.fromkeys(INNER_POINTS, why))
 
 
 def _outermost(value: Value) -> Tap:
@@ -212,7 +220,7 @@ def _source(value: Value, values: list[Value]) -> Tap | None:
         tap = _deepest(value)
         if tap is None or not _is_norm(tap.module):
             return tap
-        before = next((v for v in values for _, t in v.seen if t.module is tap.module and t.side == "in"), None)
+        before = _at(tap.module, "in", values)
         if before is None or before.tensor.shape != value.tensor.shape or _deepest(before) is None:
             return tap
         value = before
@@ -226,7 +234,7 @@ def _projection(value: Value, values: list[Value], width: int | None) -> Tap | s
         return "no module computes this contribution"
     matrices = [t for t in _own_state(tap.module) if t.ndim >= 2]
     linear = hasattr(tap.module, "in_features") or (len(matrices) == 1 and matrices[0].ndim == 2)
-    handed = next((v for v in values for _, t in v.seen if t.module is tap.module and t.side == "in"), None)
+    handed = _at(tap.module, "in", values)
     if not linear or handed is None:
         return f"{tap.name} ({type(tap.module).__name__}) computes its result without a separate output projection"
     if width not in (None, handed.tensor.shape[-1]):
