@@ -189,10 +189,10 @@ class Layout:
         """The module and side where the site is read.
 
         `logits` is the output of the unembedding; softcapping (Gemma2) and scaling (Granite, Cohere) of the
-        logits come after it, so the model's own logits can differ. `attn_out` and `mlp_out` are what is added
-        to the residual stream: the output of the post-norm where there is one. `resid_mid` is the input of the
-        module that reads it first: a change there reaches that module only, not the residual stream
-        (change `attn_out` instead).
+        logits come after it, so the model's own logits can differ. `attn_out` and `mlp_out`, times `scale`, are
+        what is added to the residual stream: the output of the post-norm where there is one. `resid_mid` is the
+        input of the module that reads it first: a change there reaches that module only, not the residual
+        stream (change `attn_out` instead). Copy what is read: Falcon adds to its MLP's output in place.
 
         Raises: SiteNotFound: this model has no such site; says why.
         """
@@ -218,7 +218,12 @@ class Layout:
         return traced.taps[site.point]
 
     def scale(self, site: Site) -> float:
-        """What `attn_out` or `mlp_out` is multiplied by when it is added to the residual stream (mostly 1)."""
+        """What `attn_out` or `mlp_out` is multiplied by when it is added to the residual stream; else 1.
+
+            resid_pre + scale(attn_out) attn_out + scale(mlp_out) mlp_out = resid_post
+
+        Gemma4 multiplies the sum by a number of each block and may add a third contribution, which is no site.
+        """
         self.tap(site)
         return self._trace().blocks[site.block or 0].scales.get(site.point, 1.0)
 
