@@ -24,11 +24,17 @@ if TYPE_CHECKING:
     from latentlens.values.activations import Activations as Activations
     from latentlens.values.directions import Direction as Direction
     from latentlens.values.interventions import Add as Add
+    from latentlens.values.results import Arm as Arm
+    from latentlens.values.results import Estimate as Estimate
+    from latentlens.values.results import ProbeSweep as ProbeSweep
+    from latentlens.values.results import SteeringEffect as SteeringEffect
     from latentlens.values.rollouts import Rollout as Rollout
     from latentlens.values.rollouts import Rollouts as Rollouts
     from latentlens.values.sites import Site as Site
     from latentlens.values.where import PerRow as PerRow
     from latentlens.values.where import Where as Where
+    from latentlens.views.report import Captioned as Captioned
+    from latentlens.views.report import Section as Section
     from latentlens.views.report import report as report
 
 __version__ = "0.1.0"
@@ -39,6 +45,12 @@ _LAZY = {
     "LensModel": ("latentlens.access.model", "LensModel"),
     "ActivationCache": ("latentlens.access.cache", "ActivationCache"),
     "Activations": ("latentlens.values.activations", "Activations"),
+    "Arm": ("latentlens.values.results", "Arm"),
+    "Captioned": ("latentlens.views.report", "Captioned"),
+    "Estimate": ("latentlens.values.results", "Estimate"),
+    "ProbeSweep": ("latentlens.values.results", "ProbeSweep"),
+    "Section": ("latentlens.views.report", "Section"),
+    "SteeringEffect": ("latentlens.values.results", "SteeringEffect"),
     "Add": ("latentlens.values.interventions", "Add"),
     "Direction": ("latentlens.values.directions", "Direction"),
     "PerRow": ("latentlens.values.where", "PerRow"),

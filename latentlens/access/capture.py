@@ -13,10 +13,11 @@ from torch import Tensor
 
 from latentlens.access.batching import batches, halving
 from latentlens.access.cache import ActivationCache, RowKey, Selection
+from latentlens.access.courier import Courier
 from latentlens.access.forward import gather, read
 from latentlens.access.identity import context_digest
 from latentlens.access.layout import Layout
-from latentlens.errors import BadInput, CacheCorrupt, NonFiniteActivations
+from latentlens.errors import BadInput, CacheCorrupt, CacheError, NonFiniteActivations
 from latentlens.values.interventions import Intervention
 from latentlens.values.rows import TokenRow
 from latentlens.values.sites import Site
@@ -125,22 +126,38 @@ def capture(
             store = _Store(cache, context, key, sequences)
     out.computed_rows = len(missing)
     out.cached_rows = len(owners) - len(missing)
-    total = sum(len(plan.rows[i]) for i in missing)
-    with progress(total) as bar:
-        for sites, members in _by_sites(missing):
-            lengths = [len(plan.rows[i]) for i in members]
-            for batch in batches(lengths, token_budget):
+    courier: Courier[list[int]] = Courier()
+
+    def receive(arrived: list[tuple[list[int], dict[Site, Tensor]]]) -> None:
+        for which, values in arrived:
+            _refuse_non_finite(values, which)
+            _place(out, values, which, owners, spans)
+            if store is not None:
+                store.add(plan, values, which)
+            bar.update(sum(len(plan.rows[i]) for i in which))
+
+    with progress(sum(len(plan.rows[i]) for i in missing)) as bar:
+        try:
+            for sites, members in _by_sites(missing):
 
                 def run(part: Sequence[int], sites: tuple[Site, ...] = sites, members: list[int] = members) -> None:
                     which = [members[i] for i in part]
-                    values = _forward(layout, plan, sites, which)
+                    rows = [plan.rows[i] for i in which]
+                    chosen = [[s.positions for s in plan.selections[i]] for i in which]
+                    keep = lambda width: gather(width, chosen, plan.pool != "")
+                    values = read(layout, rows, sites, keep, plan.steer)
                     out.forwards += 1
-                    _place(plan, out, values, which, owners, spans)
-                    if store is not None:
-                        store.add(plan, values, which)
-                    bar.update(sum(len(plan.rows[i]) for i in which))
+                    receive(courier.send(which, values))
 
-                halving(batch, run)
+                for batch in batches([len(plan.rows[i]) for i in members], token_budget):
+                    halving(batch, run)
+            receive(courier.flush())
+        except (CacheError, NonFiniteActivations):
+            raise
+        except BaseException:  # an interrupt, say: what has been computed need not be computed again
+            if store is not None:
+                store.commit()
+            raise
     if store is not None:
         store.commit()
     out.seconds = time.perf_counter() - started
@@ -226,32 +243,20 @@ def _by_sites(missing: Mapping[int, list[Site]]) -> Iterator[tuple[tuple[Site, .
     yield from groups.items()
 
 
-def _forward(layout: Layout, plan: Plan, sites: tuple[Site, ...], which: Sequence[int]) -> dict[Site, Tensor]:
-    rows = [plan.rows[i] for i in which]
-    chosen = [[s.positions for s in plan.selections[i]] for i in which]
-    values = read(layout, rows, sites, lambda width: gather(width, chosen, plan.pool != ""), plan.steer)
-    on_host = {site: value.to("cpu", non_blocking=value.is_cuda) for site, value in values.items()}
-    if any(value.is_cuda for value in values.values()):
-        torch.cuda.synchronize()
-    for site, value in on_host.items():
-        _refuse_non_finite(site, value, which, layout)
-    return on_host
-
-
-def _refuse_non_finite(site: Site, value: Tensor, which: Sequence[int], layout: Layout) -> None:
-    if value.numel() == 0 or bool(torch.isfinite(value.sum(dtype=torch.float32))):  # a sum keeps NaN and infinity
-        return
-    bad = ~torch.isfinite(value)
-    if bad.any():
-        advice = " float16 overflows at 65504: load with dtype='bfloat16'." if value.dtype == torch.float16 else ""
-        raise NonFiniteActivations(
-            f"{int(bad.sum())} of {value.numel()} values at {site} are NaN or infinite in a batch of texts "
-            f"{', '.join(map(str, which[:8]))}{'...' if len(which) > 8 else ''}.{advice}"
-        )
+def _refuse_non_finite(values: Mapping[Site, Tensor], which: Sequence[int]) -> None:
+    for site, value in values.items():
+        if bool(torch.isfinite(value.sum(dtype=torch.float32))):  # a sum keeps NaN and infinity, in one cheap pass
+            continue
+        bad = ~torch.isfinite(value)
+        if bad.any():
+            advice = " float16 overflows at 65504: load with dtype='bfloat16'." if value.dtype == torch.float16 else ""
+            raise NonFiniteActivations(
+                f"{int(bad.sum())} of {value.numel()} values at {site} are NaN or infinite in a batch of texts "
+                f"{', '.join(map(str, which[:8]))}{', ...' if len(which) > 8 else ''}.{advice}"
+            )
 
 
 def _place(
-    plan: Plan,
     out: Outcome,
     values: Mapping[Site, Tensor],
     which: Sequence[int],

@@ -22,7 +22,7 @@ from latentlens.access.loading import Loaded, Quantization, load_model, new_cach
 from latentlens.access.progress import Progress
 from latentlens.access.tokens import RowReader, Truncate
 from latentlens.errors import BadInput, CheckFailed, TooLarge, WhereNotValid
-from latentlens.values.activations import Activations
+from latentlens.values.activations import LABELS, Activations
 from latentlens.values.interventions import as_plan, plan_fingerprint
 from latentlens.values.rollouts import Rollout, Rollouts
 from latentlens.values.rows import TokenRow
@@ -277,30 +277,24 @@ class LensModel:
         return value.unflatten(-1, (heads, -1)) if site.point == "z" and heads else value
 
     def _labels(self, plan: Plan) -> dict[str, np.ndarray]:
-        text, start, stop = [], [], []
-        for i, chosen in enumerate(plan.selections):
-            for selection in chosen:
-                if plan.pool:
-                    text.append(i)
-                    start.append(selection.positions[0])
-                    stop.append(selection.positions[-1] + 1)
-                else:
-                    text.extend([i] * len(selection.positions))
-                    start.extend(selection.positions)
-                    stop.extend(p + 1 for p in selection.positions)
-        last = [(plan.rows[i], p - 1) for i, p in zip(text, stop, strict=True)]
-        ids = [row.ids[p] for row, p in last]
-        return {
-            "text": np.array(text),
-            "position": np.array(start),
-            "stop": np.array(stop),
-            "token_id": np.array(ids),
-            "token": np.array(self._reader.decode_each(ids), dtype=object),
-            "role": np.array([row.role[p] for row, p in last], dtype=object),
-            "turn": np.array([row.turn[p] for row, p in last]),
-            "generated": np.array([p >= row.n_prompt for row, p in last]),
-            "special": np.array([row.special[p] for row, p in last]),
-        }
+        columns: dict[str, list[np.ndarray]] = {name: [] for name in LABELS}
+        for i, (row, chosen) in enumerate(zip(plan.rows, plan.selections, strict=True)):
+            if plan.pool:
+                first = np.array([s.positions[0] for s in chosen])
+                last = np.array([s.positions[-1] for s in chosen])
+            else:
+                first = last = np.concatenate([np.array(s.positions) for s in chosen])
+            columns["text"].append(np.full(len(first), i))
+            columns["position"].append(first)
+            columns["stop"].append(last + 1)
+            columns["token_id"].append(np.array(row.ids)[last])
+            columns["role"].append(np.array(row.role, dtype=object)[last])
+            columns["turn"].append(np.array(row.turn)[last])
+            columns["generated"].append(last >= row.n_prompt)
+            columns["special"].append(np.array(row.special)[last])
+        labels = {name: np.concatenate(parts) for name, parts in columns.items() if parts}
+        labels["token"] = np.array(self._reader.decode_each(labels["token_id"].tolist()), dtype=object)
+        return {name: labels[name] for name in LABELS}
 
     def _about(self, context: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
         return {

@@ -107,7 +107,7 @@ def fit(
     grid = [float(c) for c in (C if isinstance(C, Sequence) else [C])]
     if not grid or min(grid) <= 0:
         raise BadInput(f"C={C}: give one or several positive numbers, for instance (0.01, 0.1, 1)")
-    chosen = list(acts.sites) if sites is None else acts._many(sites)
+    chosen = list(acts.sites) if sites is None else acts.expand(sites)
     if not chosen:
         raise BadInput("no site to probe: the activations are empty, or sites=[] was given")
     split_seed, fold_seed, boot_seed, shuffle_seed, control_seed = np.random.SeedSequence(seed).generate_state(5)

@@ -103,7 +103,7 @@ class Activations:
         import pandas as pd
 
         frame = pd.DataFrame({name: list(column) for name, column in self.labels.items()})
-        for site in self._many(sites):
+        for site in self.expand(sites):
             frame[str(site)] = list(self.values[site].float().numpy())
         return frame
 
@@ -115,7 +115,11 @@ class Activations:
         columns |= {str(site): v.float().flatten(1).numpy() for site, v in self.values.items()}
         return datasets.Dataset.from_dict(columns)
 
-    def _many(self, spec: Any) -> list[Site]:
+    def expand(self, spec: Any) -> list[Site]:
+        """The sites held that a spelling, a Site or a list of these names.
+
+        Raises: SiteNotFound.
+        """
         if isinstance(spec, (str, Site)):
             return self._find(spec)
         return [site for one in spec for site in self._find(one)]
