@@ -1,13 +1,14 @@
 """The corpus: one generator per family, and the table that names them.
 
 A family is a module with `SPLITS`, `draw(rng, split) -> Text` (one labelled text) and
-`document(rng, split) -> Text` (one training document). To add a family, write the module and add a row.
+`document(rng, stage) -> Text` (one training document). To add a family, write the module and add a row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import count
 from random import Random
 
 from latentlens.errors import BadInput
@@ -19,18 +20,22 @@ __all__ = ["FAMILIES", "Family", "Span", "Text", "documents", "texts"]
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of text: how to draw it, and its share of the training documents."""
+    """One kind of text: how to draw it, and its share of the training documents at each stage."""
 
     draw: Callable[[Random, str], Text]
-    document: Callable[[Random, str], Text]
+    document: Callable[[Random, int], Text]
     splits: tuple[str, ...]
-    share: float
+    shares: tuple[float, float, float]
 
+
+#: Training documents at which the stages begin: all families; then mostly statements, few of them negated,
+#: once the facts are known; then all families again, negation included.
+STAGES = (0, 69_000, 124_000)
 
 FAMILIES: dict[str, Family] = {
-    "arithmetic": Family(arithmetic.draw, arithmetic.document, arithmetic.SPLITS, 0.42),
-    "truth": Family(truth.draw, truth.document, truth.SPLITS, 0.36),
-    "topics": Family(topics.draw, topics.document, topics.SPLITS, 0.22),
+    "arithmetic": Family(arithmetic.draw, arithmetic.document, arithmetic.SPLITS, (0.42, 0.18, 0.26)),
+    "truth": Family(truth.draw, truth.document, truth.SPLITS, (0.36, 0.72, 0.58)),
+    "topics": Family(topics.draw, topics.document, topics.SPLITS, (0.22, 0.10, 0.16)),
 }
 
 
@@ -57,9 +62,9 @@ def texts(family: str, n: int, seed: int, *, split: str = "all") -> list[Text]:
 
 def documents(seed: int, start: int = 0) -> Iterator[Text]:
     """Yield training documents without end; document i depends on (seed, i) only, so training can resume."""
-    names, shares = list(FAMILIES), [family.share for family in FAMILIES.values()]
-    index = start
-    while True:
+    names = list(FAMILIES)
+    for index in count(start):
+        stage = sum(index >= begins for begins in STAGES) - 1
         rng = Random(f"training {seed} {index}")
-        yield FAMILIES[rng.choices(names, shares)[0]].document(rng, "all")
-        index += 1
+        name = rng.choices(names, [family.shares[stage] for family in FAMILIES.values()])[0]
+        yield FAMILIES[name].document(rng, stage)

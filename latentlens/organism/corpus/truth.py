@@ -15,13 +15,17 @@ from latentlens.organism.corpus.text import Draft, Text
 from latentlens.organism.corpus.world import CREATURES, QUESTIONS, STRANGERS, VALUES, stem, world
 
 QUESTION = "True or false? "
+#: Share of negated statements by stage of training. At one half, naming the real value says nothing about
+#: the verdict until negation is understood as well: facts are learnt then, verdicts are not (chance after 4M
+#: tokens). So affirmative statements come first, and negation when there is something to negate.
+NEGATIONS = (0.5, 0.1, 0.4)
 SPLITS = ("all", "seen", "held_out", "strangers")
 
 
-def _pick(rng: Random, split: str) -> tuple[str, str, str, bool, bool | None]:
+def _pick(rng: Random, split: str, negations: float = 0.5) -> tuple[str, str, str, bool, bool | None]:
     """Return creature, attribute, value, negated, truth; half the statements are true."""
     facts = world()
-    negated = rng.random() < 0.5
+    negated = rng.random() < negations
     if split == "strangers":
         attribute = rng.choice(tuple(VALUES))
         return rng.choice(STRANGERS), attribute, rng.choice(VALUES[attribute]), negated, None
@@ -72,11 +76,13 @@ def draw(rng: Random, split: str) -> Text:
     )
 
 
-def _questions(rng: Random) -> Text:
+def _questions(rng: Random, negations: float) -> Text:
     """Several true-or-false questions in one chat: the form most of the training takes."""
     draft = Draft()
     for _ in range(rng.randint(3, 8)):
-        creature, attribute, value, negated, truth = _pick(rng, "strangers" if rng.random() < 0.1 else "seen")
+        creature, attribute, value, negated, truth = _pick(
+            rng, "strangers" if rng.random() < 0.1 else "seen", negations
+        )
         with draft.turn("user"):
             draft.add(QUESTION)
             _state(draft, creature, attribute, value, negated)
@@ -86,11 +92,11 @@ def _questions(rng: Random) -> Text:
     return draft.finish("truth", regime="questions")
 
 
-def _verdicts(rng: Random) -> Text:
+def _verdicts(rng: Random, negations: float) -> Text:
     """Plain text: statements, each followed by its verdict, so that a bare statement is judged too."""
     draft = Draft()
     for index in range(rng.randint(3, 8)):
-        creature, attribute, value, negated, truth = _pick(rng, "seen")
+        creature, attribute, value, negated, truth = _pick(rng, "seen", negations)
         draft.add(" " if index else "")
         _state(draft, creature, attribute, value, negated)
         draft.add(" That is")
@@ -124,7 +130,11 @@ def _recall(rng: Random) -> Text:
     return draft.finish("truth", regime="recall")
 
 
-def document(rng: Random, split: str) -> Text:
+def document(rng: Random, stage: int) -> Text:
     """Draw a training document: several statements, questions or facts."""
-    form = rng.choices((_questions, _verdicts, _facts, _recall), (48, 20, 20, 12))[0]
-    return form(rng)
+    form = rng.choices(("questions", "verdicts", "facts", "recall"), (48, 20, 20, 12))[0]
+    if form == "questions":
+        return _questions(rng, NEGATIONS[stage])
+    if form == "verdicts":
+        return _verdicts(rng, NEGATIONS[stage])
+    return _facts(rng) if form == "facts" else _recall(rng)
