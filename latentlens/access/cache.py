@@ -299,12 +299,12 @@ class ActivationCache:
         """Group hits by tensor; yield each tensor with its hits and their rows, verified. Damage is left out."""
         groups: dict[tuple[str, int, bool], list[int]] = {}
         for i, hit in enumerate(hits):
-            groups.setdefault((hit.shard, hit.tensor, hit.reduce), []).append(i)
+            groups.setdefault((hit.shard, hit.tensor, hit.reduce), []).append(i)  # pooled rows go one by one
         for (name, number, _), members in groups.items():
             shard = None
             try:
                 shard = self._shard(name)
-                block = shard.blocks[number] if number < len(shard.blocks) else None
+                block = shard.blocks[number] if 0 <= number < len(shard.blocks) else None
                 confirmed = []
                 for i in members:
                     key, bases = hits[i].key, block.bases if block else {}

@@ -86,6 +86,8 @@ class Index:
                     f"WHERE row IN ({_marks(some)}){of_sites}",
                     some + (names if of_sites else []),
                 ):
+                    if not (type(stored) is str and type(tensor) is int and type(base) is int):
+                        raise sqlite3.DatabaseError("an entry of wrong type")
                     if shard in shards:
                         found.setdefault((row, site), []).append(Entry(pool, stored, shards[shard], tensor, base))
             hits: list[Hit | None] = []
@@ -223,7 +225,7 @@ class Index:
         return self._transaction(change, write=True, patience=patience)
 
     def _transaction(self, action: Callable[[sqlite3.Connection], Result], *, write: bool, patience: float) -> Result:
-        failed: sqlite3.Error | None = None
+        failed: Exception | None = None
         for _ in range(3):
             inode = self.path.stat().st_ino if self.path.exists() else None
             try:
@@ -234,7 +236,7 @@ class Index:
                 self._build(patience)
             except sqlite3.ProgrammingError:
                 raise  # a mistake in this file, not in the user's
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeDecodeError) as error:  # damage can reach SQLite's own messages
                 self._explain(error)
                 failed = error
                 if self.path.exists() and self.path.stat().st_ino == inode:  # else another process was faster
@@ -295,7 +297,7 @@ class Index:
                 warnings.warn(f"the index {self.path} was built again from {kept} shards", stacklevel=2)
             db.execute(f"PRAGMA user_version = {SCHEMA}")
 
-    def _explain(self, error: sqlite3.Error) -> None:
+    def _explain(self, error: Exception) -> None:
         """Raise what is not damage: a lock held too long, no permission, a full disk."""
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -308,7 +310,7 @@ class Index:
                 f"the cache index {self.path} could not be written ({error}); {free_bytes(self.folder)} bytes free"
             ) from error
 
-    def _set_aside(self, error: sqlite3.Error) -> None:
+    def _set_aside(self, error: Exception) -> None:
         if not self._writable():
             raise CacheCorrupt(
                 f"the index {self.path} is damaged ({error}) and the folder cannot be written: open the cache "
@@ -363,7 +365,10 @@ def _insert(db: sqlite3.Connection, shard: Shard, used: float) -> bool:
 
 def _shard_rows(db: sqlite3.Connection) -> list[ShardRow]:
     rows = db.execute("SELECT id, name, context, bytes, last_used FROM shards ORDER BY last_used, id")
-    return [ShardRow(*row) for row in rows]
+    found = [ShardRow(*row) for row in rows]
+    if not all(type(s.name) is str and type(s.bytes) is int and type(s.last_used) is float for s in found):
+        raise sqlite3.DatabaseError("a shard of wrong type")
+    return found
 
 
 def model_of(description: dict[str, Any]) -> str:

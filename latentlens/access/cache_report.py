@@ -101,25 +101,23 @@ class VerifyReport:
 def collect_stats(index: Index, hits: int, misses: int) -> CacheStats:
     """Count what an index holds."""
 
-    def ask(db: sqlite3.Connection) -> tuple[int, int, list[tuple[str, int, float, float]]]:
+    def ask(db: sqlite3.Connection) -> tuple[int, int, dict[str, str]]:
         entries, sequences = db.execute("SELECT count(*), count(DISTINCT row) FROM entries").fetchone()
-        shards = db.execute(
-            "SELECT coalesce(model, 'unknown'), bytes, last_used, last_used FROM shards "
-            "LEFT JOIN contexts ON contexts.digest = shards.context"
-        ).fetchall()
-        return entries, sequences, shards
+        return entries, sequences, dict(db.execute("SELECT digest, model FROM contexts"))
 
-    entries, sequences, shards = index.read(ask, nothing=(0, 0, []))
+    entries, sequences, names = index.read(ask, nothing=(0, 0, {}))
+    shards = index.shard_rows()
     models: dict[str, int] = {}
-    for model, held, _, _ in shards:
-        models[model] = models.get(model, 0) + held
-    uses = [used for _, _, used, _ in shards]
+    for shard in shards:
+        model = str(names.get(shard.context, "unknown"))
+        models[model] = models.get(model, 0) + shard.bytes
+    uses = [shard.last_used for shard in shards]
     return CacheStats(
         str(index.folder),
         entries,
         sequences,
         len(shards),
-        sum(held for _, held, _, _ in shards),
+        sum(shard.bytes for shard in shards),
         hits,
         misses,
         min(uses, default=None),
