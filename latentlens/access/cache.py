@@ -29,6 +29,7 @@ from latentlens.access.cache_keys import plain
 from latentlens.access.cache_report import CacheStats as CacheStats
 from latentlens.access.cache_report import VerifyReport as VerifyReport
 from latentlens.access.cache_report import audit, collect_stats, strays
+from latentlens.access.shard_rows import confirm, mean_of, ranges, rows_of, to_tensor
 from latentlens.access.shards import SIGNED, Shard, draft, explained, path_of, require_room, write
 from latentlens.errors import BadInput, CacheCorrupt, CacheError, CacheReadOnly, UnsafeFile
 
@@ -120,11 +121,11 @@ class ActivationCache:
             source, dtype, at = shard.bits(number), shard.blocks[number].dtype, 0
             for i in members:
                 hit = hits[i]
-                value = _tensor(
+                value = to_tensor(
                     source[rows[at] : rows[at] + hit.count] if hit.picks is None else source[rows[at : at + hit.count]],
                     dtype,
                 )
-                out[i] = _mean(value) if hit.reduce else value
+                out[i] = mean_of(value) if hit.reduce else value
                 at += hit.count
         return out
 
@@ -156,7 +157,7 @@ class ActivationCache:
                 at = 0
                 for i in members:
                     count = hits[i].count
-                    out[stops[i] - 1] = _mean(_tensor(source[rows[at : at + count]], shard.blocks[number].dtype))[0]
+                    out[stops[i] - 1] = mean_of(to_tensor(source[rows[at : at + count]], shard.blocks[number].dtype))[0]
                     at += count
                 continue
             target = out.view(SIGNED[dtype.itemsize]).numpy().view(source.dtype)
@@ -169,7 +170,7 @@ class ActivationCache:
                     np.take(source, rows, axis=0, out=part, mode="clip")
             else:
                 counts = np.array([n_rows[i] for i in members])
-                target[_ranges(stops[members] - counts, counts)] = source[rows]
+                target[ranges(stops[members] - counts, counts)] = source[rows]
         return out
 
     # -- writing ------------------------------------------------------------------------------------
@@ -203,9 +204,8 @@ class ActivationCache:
         self._prepare()
         self._step("drafted")
         try:
-            path = write(shard, self._shards, self._step)
-            while not self._index.insert(Shard(path), self._step):
-                path = write(shard, self._shards, self._step)
+            while not self._index.insert(write(shard, self._shards, self._step), self._step):
+                pass  # a collector took the file for a leftover of its namesake
         except CacheError:
             self._withdraw(shard.name)
             raise
@@ -304,26 +304,12 @@ class ActivationCache:
             shard = None
             try:
                 shard = self._shard(name)
-                block = shard.blocks[number] if 0 <= number < len(shard.blocks) else None
-                confirmed = []
-                for i in members:
-                    key, bases = hits[i].key, block.bases if block else {}
-                    hit = hits[i]
-                    if (
-                        block is not None
-                        and bases.get((key.sequence, hit.stored)) == hit.base
-                        and key.site == block.site
-                        and key.context == shard.context
-                        and hit.pool == block.pool
-                    ):
-                        confirmed.append(i)
+                confirmed = confirm(shard, number, hits, members)
                 if len(confirmed) < len(members):
                     self._disown([hits[i] for i in set(members) - set(confirmed)])
-                if not confirmed or block is None:
+                if not confirmed:
                     continue
-                rows = _rows([hits[i] for i in confirmed])
-                if rows[0] < 0 or rows.max() >= block.shape[0]:
-                    raise CacheCorrupt(f"{shard.path}: rows outside {block.site}")
+                rows = rows_of([hits[i] for i in confirmed])
                 shard.verify(number, rows)
             except (CacheCorrupt, FileNotFoundError) as error:
                 self._lose(name, shard, error, len(members))
@@ -428,34 +414,3 @@ class ActivationCache:
 
 def _reopen(folder: Path, max_gib: float | None, readonly: bool) -> ActivationCache:
     return ActivationCache(folder, max_gib=max_gib, readonly=readonly)
-
-
-def _rows(hits: Sequence[Hit]) -> np.ndarray:
-    """Rows of the stored tensor that hits need, one after the other."""
-    if any(hit.picks for hit in hits):
-        return np.concatenate(
-            [
-                hit.base + (np.arange(hit.start, hit.start + hit.count) if hit.picks is None else np.array(hit.picks))
-                for hit in hits
-            ]
-        )
-    return _ranges(np.array([hit.base + hit.start for hit in hits]), np.array([hit.count for hit in hits]))
-
-
-def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Concatenated runs: starts (3, 9) and counts (2, 1) make (3, 4, 9)."""
-    if counts.max() == 1:
-        return starts
-    stops = np.cumsum(counts)
-    return np.repeat(starts - (stops - counts), counts) + np.arange(stops[-1])
-
-
-def _tensor(bits: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """A copy of mapped rows as a tensor."""
-    copy = np.array(bits, copy=True, order="C")
-    signed = copy if copy.dtype == np.uint8 else copy.view(copy.dtype.str.replace("u", "i"))
-    return torch.from_numpy(signed).view(dtype)
-
-
-def _mean(rows: Tensor) -> Tensor:
-    return rows.float().mean(0, keepdim=True)

@@ -109,17 +109,18 @@ class Index:
 
     # -- changes ------------------------------------------------------------------------------------
 
-    def insert(self, shard: Shard, step: Callable[[str], None]) -> bool:
+    def insert(self, path: Path, step: Callable[[str], None]) -> bool:
         """Make a shard's rows part of the cache, in one transaction; rows already held stay as they are.
 
         Returns: False when the file has vanished meanwhile, so that it must be written again.
         """
 
         def change(db: sqlite3.Connection) -> bool:
-            if not shard.path.exists():  # collectors unlink under this same lock
+            if not path.exists():  # collectors unlink under this same lock
                 return False
+            shard = Shard(path)
             if not _insert(db, shard, time.time()):
-                redundant.append(shard.path)
+                redundant.append(path)
                 db.execute("DELETE FROM shards WHERE name = ?", (shard.name,))
             step("inserted")
             return True
@@ -162,14 +163,16 @@ class Index:
         """Take a damaged shard out of the cache, keeping its file aside under `quarantine/`.
 
         Args:
-            name: the shard. suspect: signature of the damaged file; a good file that another process has
-                put in its place since stays. None when the file could not be opened.
+            name: the shard.
+            suspect: signature of the damaged file, None if it could not be opened: a good file that another
+                process has put in its place since stays.
         """
         path = path_of(self.shards, name)
 
         def change(db: sqlite3.Connection) -> None:
-            if suspect is not None and path.exists() and signature(path.stat()) != suspect:
-                return
+            with contextlib.suppress(OSError):
+                if signature(path.stat()) != suspect and Shard(path).name == name:
+                    return
             for row in [row for row in _shard_rows(db) if row.name == name]:
                 self._delete(db, row)
             aside(path, self.folder)
