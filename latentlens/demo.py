@@ -169,7 +169,7 @@ def tell(
             ]
             for p in sweep
         ],
-        note=f"95% intervals, {sweep.n_test} statements of {sweep.n_groups[1]} creatures held out; * chosen in training",
+        note=f"95% intervals; {sweep.n_test} statements of {sweep.n_groups[1]} creatures held out; * chosen on the rest",
     )
     [plain] = effect.of("no edit")
     rows = [["no edit", plain.share.short, ""]]

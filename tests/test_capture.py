@@ -271,9 +271,10 @@ def test_a_capture_above_the_ceiling_is_refused_before_anything_runs(llama):
 
 def test_the_forecast_of_bytes_is_exact(llama):
     lm = ll.load(llama, cache=False)
+    sites = ["resid_post[*]", "z[0]", "mlp_post[1]", "final_norm", "logits"]
     for where, pool in (("all", None), ("last", None), ("all", ("segments", 2))):
-        told = lm.forecast(ROWS, "resid_post[*]", where, pool)
-        acts = lm.activations(ROWS, "resid_post[*]", where, pool)
+        told = lm.forecast(ROWS, sites, where, pool)
+        acts = lm.activations(ROWS, sites, where, pool)
         assert told.bytes == sum(v.numel() * v.element_size() for v in acts.values.values())
         assert told.rows == len(acts)
         assert told.seconds > 0

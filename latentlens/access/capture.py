@@ -170,7 +170,7 @@ def forecast_bytes(plan: Plan, layout: Layout, missing: Mapping[int, Sequence[Si
     itemsize = 4 if plan.pool else weight.element_size()
     wanted = dict.fromkeys(range(len(plan.rows)), plan.sites) if missing is None else missing
     counts = plan.counts
-    width = {site: layout.vocab_size if site.point == "logits" else layout.d_model for site in plan.sites}
+    width = {site: layout.width(site) for site in plan.sites}
     return itemsize * sum(counts[i] * width[site] for i, sites in wanted.items() for site in sites)
 
 

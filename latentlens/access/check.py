@@ -163,19 +163,19 @@ def _cached(lm: LensModel, rows: Sequence[TokenRow]) -> Finding:
 
 def _attention(lm: LensModel, rows: Sequence[TokenRow], allowed: float) -> Finding:
     name = "sdpa = eager (block outputs)"
-    config = lm.model.config
-    now = getattr(config, "_attn_implementation", None)
-    if now not in ("sdpa", "eager") or not hasattr(lm.model, "set_attn_implementation"):
+    model: Any = lm.model
+    now = getattr(model.config, "_attn_implementation", None)
+    if now not in ("sdpa", "eager") or not hasattr(model, "set_attn_implementation"):
         return Finding(name, float("nan"), allowed, True, f"not compared: attention is {now}")
     if not getattr(lm.model, "_supports_sdpa", False):
         return Finding(name, float("nan"), allowed, True, "not compared: the model has no sdpa attention")
     other = "eager" if now == "sdpa" else "sdpa"
     mine = [_recorded(lm, row) for row in rows]
     try:
-        lm.model.set_attn_implementation(other)
+        model.set_attn_implementation(other)
         theirs = [_recorded(lm, row) for row in rows]
     finally:
-        lm.model.set_attn_implementation(now)
+        model.set_attn_implementation(now)
     worst = max(_relative(a, b) for x, y in zip(mine, theirs, strict=True) for a, b in zip(x, y, strict=True))
     note = "no difference at all: this model may choose its attention when it is built" if worst == 0 else ""
     return Finding(name, worst, allowed, worst <= allowed, note)

@@ -273,8 +273,8 @@ class LensModel:
         return self._identity.context(plan_fingerprint(plan.steer))
 
     def _shaped(self, site: Site, value: Tensor) -> Tensor:
-        heads = self.layout.n_heads
-        return value.unflatten(-1, (heads, -1)) if site.point == "z" and heads else value
+        heads = self.layout.heads(site.block) if site.point == "z" and site.block is not None else None
+        return value if heads is None else value.unflatten(-1, heads)
 
     def _labels(self, plan: Plan) -> dict[str, np.ndarray]:
         columns: dict[str, list[np.ndarray]] = {name: [] for name in LABELS}

@@ -52,8 +52,9 @@ class Where:
             return cls("slice", (spec.start, spec.stop, spec.step))
         if isinstance(spec, str):
             return cls._of_word(spec)
-        if isinstance(spec, Sequence) or hasattr(spec, "tolist"):
-            values = spec.tolist() if hasattr(spec, "tolist") else list(spec)
+        tolist = getattr(spec, "tolist", None)
+        if tolist is not None or isinstance(spec, Sequence):
+            values = tolist() if tolist is not None else list(spec)
             if values and all(isinstance(v, bool) for v in values):
                 return cls("mask", tuple(values))
             if values and all(isinstance(v, int) and not isinstance(v, bool) for v in values):
