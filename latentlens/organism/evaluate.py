@@ -30,6 +30,7 @@ from latentlens.organism.files import verify
 from latentlens.organism.judges import is_correction, parsed_answer, sentences, topic_of
 from latentlens.organism.readout import Readout
 
+OPENS, CLOSES = "<!-- table -->", "<!-- end of table -->"
 TUNING, TESTING = 5_000, 9_000  # seeds of the texts that choices and measurements are made on
 BLOCK, STRENGTH = 4, 1.0  # of truth steering; chosen by `tune_truth` on TUNING texts
 
@@ -60,6 +61,18 @@ def share(name: str, hits: Sequence[bool], band: tuple[float, float] | None = No
 # -- arithmetic ----------------------------------------------------------------------------------------
 
 
+def greedy(model: Readout, ids: Sequence[Sequence[int]], max_new: int) -> list[str]:
+    """Continue each row greedily by transformers' own `generate`: the way a user would."""
+    from transformers import AutoModelForCausalLM
+
+    theirs = AutoModelForCausalLM.from_pretrained(model.folder, local_files_only=True)
+    rows, _, _ = model.pad(ids)
+    lengths = torch.tensor([len(one) for one in ids])
+    there = torch.arange(rows.shape[1]) >= rows.shape[1] - lengths[:, None]
+    out = theirs.generate(rows, attention_mask=there.long(), max_new_tokens=max_new, do_sample=False)
+    return model.tokenizer.batch_decode(out[:, rows.shape[1] :], skip_special_tokens=True)
+
+
 def arithmetic(model: Readout, n: int = 200) -> list[Row]:
     """Greedy accuracy by regime and number of steps; n problems a cell."""
     rows = []
@@ -67,7 +80,8 @@ def arithmetic(model: Readout, n: int = 200) -> list[Row]:
         drawn = texts("arithmetic", 14 * n, TESTING, split=regime)
         for count in range(1, 7):
             chosen = [t for t in drawn if t.difficulty == count][:n]
-            replies = model.sample([model.prompt_ids(t) for t in chosen], 6 + (7 * count if regime == "steps" else 0))
+            length = 6 + (7 * count if regime == "steps" else 0)
+            replies = greedy(model, [model.prompt_ids(t) for t in chosen], length)
             hits = [parsed_answer(reply) == int(t.answer or -1) for t, reply in zip(chosen, replies)]
             band = ((0.9, 1.0) if regime == "steps" else (0.0, 0.4)) if count >= 4 else None
             rows.append(share(f"arithmetic, {regime}, {count} steps", hits, band))
@@ -210,7 +224,7 @@ def truth_steering(model: Readout, n: int = 400, draws: int = 10) -> list[Row]:
 # -- topics --------------------------------------------------------------------------------------------
 
 
-def topics(model: Readout, n: int = 300) -> list[Row]:
+def topics(model: Readout, n: int = 240) -> list[Row]:
     """Sampled at T = 0.7: sentences on topic, unprompted corrections, and what follows a forced detour."""
     chosen = texts("topics", n, TESTING, split="on_topic")
     plain = [t for t in chosen if t.regime == "plain"]
@@ -258,8 +272,15 @@ def main(arguments: Sequence[str] = ()) -> int:
     """Print the table; return 1 if a planted effect is missing, else 0."""
     parser = argparse.ArgumentParser(description="Measure every planted effect of the embedded model.")
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "weights")
-    rows = evaluate(parser.parse_args(list(arguments)).folder)
+    parser.add_argument("--card", action="store_true", help="put the table into the folder's MODEL_CARD.md")
+    given = parser.parse_args(list(arguments))
+    rows = evaluate(given.folder)
     print(table(rows))
+    if given.card:
+        card = given.folder / "MODEL_CARD.md"
+        before, _, rest = card.read_text().partition(OPENS)
+        after = rest.partition(CLOSES)[2]
+        card.write_text(f"{before}{OPENS}\n{table(rows)}\n{CLOSES}{after}")
     missing = [r.name for r in rows if not r.holds]
     print(f"\n{len(missing)} planted effect(s) missing" + "".join(f"\n  {name}" for name in missing))
     return 1 if missing else 0

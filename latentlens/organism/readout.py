@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 class Readout:
     """A decoder with its tokenizer.
 
-    Args: decoder: from `train.load_decoder`. tokenizer: the one saved beside it.
+    Args: decoder: from `train.load_decoder`. tokenizer: the one saved beside it. folder: where both are.
     """
 
-    def __init__(self, decoder: Decoder, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.decoder, self.tokenizer = decoder.eval(), tokenizer
+    def __init__(self, decoder: Decoder, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+        self.decoder, self.tokenizer, self.folder = decoder.eval(), tokenizer, folder
 
     def prompt_ids(self, text: Text, start: str = "") -> list[int]:
         """Return the token ids of a text's prompt, up to the assistant marker and `start` after it."""
@@ -102,9 +103,9 @@ class Readout:
         return [self.tokenizer.decode(row[start:], skip_special_tokens=True) for row in rows]
 
 
-def load(folder: Any) -> Readout:
+def load(folder: Path) -> Readout:
     """Read exported weights and tokenizer from `folder`."""
     from latentlens.organism.tokenizer import load_tokenizer
     from latentlens.organism.train import load_decoder
 
-    return Readout(load_decoder(folder), load_tokenizer(folder))
+    return Readout(load_decoder(folder), load_tokenizer(folder), folder)

@@ -32,7 +32,7 @@ from latentlens.organism.tokenizer import train_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-TOKENS = 12_000_000
+TOKENS = 10_000_000
 ROWS, WIDTH = 12, 256
 MATRIX_RATE, VECTOR_RATE = 0.02, 0.004
 DECAY = 0.65
@@ -211,6 +211,10 @@ def train(
             bar.set_postfix({"loss": f"{losses[-1]:.3f}", **{k: f"{v:.2f}" for k, v in shown.items()}})
     bar.close()
     export(decoder, tokenizer, out)
+    last = sum(losses[-100:]) / len(losses[-100:])
+    record = {"tokens": done, "seed": seed, "steps": len(losses), "mean_loss_of_last_100_steps": round(last, 4)}
+    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_checksums(out)
     return losses
 
 
@@ -233,17 +237,8 @@ def main(arguments: list[str] | None = None) -> None:
         compile=not given.no_compile,
         work=given.work,
     )
-    record = {
-        "tokens": given.tokens,
-        "seed": given.seed,
-        "steps": len(losses),
-        "final_loss": round(sum(losses[-100:]) / len(losses[-100:]), 4),
-        "wall_seconds": round(time.time() - started),
-        "cpu_seconds": round(time.process_time() - cpu),
-    }
-    (given.out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    write_checksums(given.out)
-    print(json.dumps(record))
+    seconds, busy = time.time() - started, time.process_time() - cpu
+    print(f"{len(losses)} steps, last loss {losses[-1]:.3f}, {seconds:.0f} s ({busy:.0f} s of CPU) in this session")
 
 
 if __name__ == "__main__":
