@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from latentlens import organism
 from latentlens.access.cache import ActivationCache
 from latentlens.access.model import LensModel, load
@@ -52,7 +54,6 @@ def run(path: Path, seed: int = 0) -> Path:
             again,
             [text.truth for text in texts],
             groups=[text.group for text in texts],
-            types=[f"{text.topic}, {'negated' if text.negated else 'affirmed'}" for text in texts],
             seed=seed,
         )
         held_out = [texts[i] for i in sweep.test_rows[:N_PROMPTS]]
@@ -95,8 +96,9 @@ def run(path: Path, seed: int = 0) -> Path:
                     by_layer(sweep),
                     Captioned(
                         sweep.table(),
-                        "* chosen by cross-validation on the training side. The control task gives every kind of "
-                        "statement a fixed random label (Hewitt and Liang 2019, arXiv 1909.03368).",
+                        "* chosen by cross-validation on the training side. The control task gives every creature "
+                        "a fixed random label (Hewitt and Liang 2019, arXiv 1909.03368) on a split of its own, in "
+                        "which creatures recur.",
                     ),
                 ],
             ),
@@ -107,7 +109,11 @@ def run(path: Path, seed: int = 0) -> Path:
                     f"added at the last prompt token while the model answers {len(held_out)} prompts about held-out "
                     f"creatures. Beside it: {N_RANDOM} random directions of equal norm.",
                     steering_effect(effect),
-                    effect.table(),
+                    Captioned(
+                        pd.DataFrame(arms(effect), columns=["strength", "probe direction", "random directions"]),
+                        f"Share of answers that begin with True, n = {len(held_out)} prompts an arm; for the random "
+                        f"directions the least and the greatest of {N_RANDOM}.",
+                    ),
                     Captioned(samples, "The first prompts at the strongest setting."),
                 ],
             ),
@@ -140,16 +146,16 @@ def steer(
     def count(kind: Any, runs: Rollouts, coeff: float = 0.0, draw: int = 0) -> Arm:
         return Arm.of(kind, [text.startswith("True") for text in runs.texts], coeff, draw)
 
-    arms, samples = [count("no edit", answers())], None
+    found, samples = [count("no edit", answers())], None
     for coeff in STRENGTHS:
         samples = answers(Add(direction, coeff, where="last"))
-        arms.append(count("direction", samples, coeff))
+        found.append(count("direction", samples, coeff))
         for draw in range(N_RANDOM):
             random = direction.random_like(1000 * seed + draw)
-            arms.append(count("random", answers(Add(random, coeff, where="last")), coeff, draw))
+            found.append(count("random", answers(Add(random, coeff, where="last")), coeff, draw))
     assert samples is not None
     unit = f"median residual norm at {best.site}"
-    return SteeringEffect(tuple(arms), "answers that begin with True", unit), samples[:6]
+    return SteeringEffect(tuple(found), "answers that begin with True", unit), samples[:6]
 
 
 def tell(
@@ -169,19 +175,13 @@ def tell(
             ]
             for p in sweep
         ],
-        note=f"95% intervals; {sweep.n_test} statements of {sweep.n_groups[1]} creatures held out; * chosen on the rest",
+        note=f"95% intervals; {sweep.n_test} statements of {sweep.n_groups[1]} creatures held out; * chosen on others",
     )
-    [plain] = effect.of("no edit")
-    rows = [["no edit", plain.share.short, ""]]
-    for coeff in STRENGTHS:
-        [arm] = effect.of("direction", coeff)
-        draws = [a.share.value for a in effect.of("random", coeff)]
-        rows.append([f"{coeff:+g}", arm.share.short, f"{min(draws):.3f} to {max(draws):.3f}"])
     print_table(
         f"share of answers 'True', direction added at {best}",
         ["strength", "probe direction", f"{N_RANDOM} random directions"],
-        rows,
-        note=f"n = {plain.n} prompts an arm; strength in {effect.unit}",
+        arms(effect),
+        note=f"n = {effect.arms[0].n} prompts an arm; strength in units of the {effect.unit}",
     )
     print_table(
         "in short",
@@ -197,6 +197,17 @@ def tell(
             [f"effect at {at:+g}, minus random directions", str(effect.against("random", at))],
         ],
     )
+
+
+def arms(effect: SteeringEffect) -> list[list[str]]:
+    """One row a strength: share along the direction, and the range of the random ones."""
+    [plain] = effect.of("no edit")
+    rows = [["no edit", plain.share.short, ""]]
+    for coeff in effect.coeffs:
+        [arm] = effect.of("direction", coeff)
+        draws = [a.share.value for a in effect.of("random", coeff)]
+        rows.append([f"{coeff:+g}", arm.share.short, f"{min(draws):.3f} to {max(draws):.3f}"])
+    return rows
 
 
 def say(text: str) -> None:

@@ -290,6 +290,24 @@ def test_not_a_number_is_refused_with_its_site(llama):
         ll.load(broken, cache=False).activations(ROWS)
 
 
+def test_rows_with_nan_are_skipped_or_flagged_and_counted_and_never_stored(llama, tmp_path):
+    """One token id leads to NaN; the rows after it in its text are lost, other texts are not."""
+    with torch.no_grad():
+        llama.model.embed_tokens.weight[31] = float("nan")
+    lm = ll.load(llama, cache=tmp_path / "cache")
+    flagged = lm.activations(ROWS, sites=["resid_post[0]", "resid_post[1]"], nonfinite="flag")
+    assert flagged.labels["finite"].tolist() == [True] * 8 + [False] * 2 + [True] * 6
+    assert flagged.about["nonfinite"] == {"resid_post[0]": 64, "resid_post[1]": 64}
+    skipped = lm.activations(ROWS, sites=["resid_post[0]", "resid_post[1]"], nonfinite="skip")
+    assert len(skipped) == 14
+    assert all(torch.isfinite(v).all() for v in skipped.values.values())
+    assert lm.cache.stats().entries == 0
+    with pytest.raises(NonFiniteActivations, match="nonfinite='skip'"):
+        lm.activations(ROWS)
+    with pytest.raises(BadInput, match="'flag'"):
+        lm.activations(ROWS, nonfinite="drop")
+
+
 def test_an_overflow_of_float16_suggests_bfloat16(llama):
     import copy
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from latentlens.errors import BadInput, CacheCorrupt, CacheError, NonFiniteActiv
 from latentlens.values.interventions import Intervention
 from latentlens.values.rows import TokenRow
 from latentlens.values.sites import Site
+
+NonFinite = Literal["raise", "skip", "flag"]
 
 _COMMIT_BYTES, _COMMIT_SECONDS = 64 << 20, 20.0
 
@@ -87,9 +89,13 @@ def _runs(positions: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 @dataclass
 class Outcome:
-    """Values per site (n_rows, width) in the order of the plan, and what it took."""
+    """Values per site (n_rows, width) in the order of the plan, and what it took.
+
+    nonfinite: how many values were NaN or infinite, by site.
+    """
 
     values: dict[Site, Tensor]
+    nonfinite: dict[Site, int] = field(default_factory=dict)
     forwards: int = 0
     computed_rows: int = 0
     cached_rows: int = 0
@@ -104,12 +110,14 @@ def capture(
     *,
     token_budget: int,
     progress: Any,
+    nonfinite: NonFinite = "raise",
 ) -> Outcome:
     """Fill the values of a plan from the cache and, for what it lacks, from forward passes.
 
     Identical rows are computed once. A row that is held for some sites is run for the others only.
 
-    Raises: NonFiniteActivations: NaN or infinity came out of the model; nothing of that batch is stored.
+    Raises: NonFiniteActivations: NaN or infinity came out of the model and `nonfinite` is "raise". A batch with
+        such values is never stored.
     """
     started = time.perf_counter()
     out = Outcome({})
@@ -130,9 +138,13 @@ def capture(
 
     def receive(arrived: list[tuple[list[int], dict[Site, Tensor]]]) -> None:
         for which, values in arrived:
-            _refuse_non_finite(values, which)
+            broken = _count_nonfinite(values)
+            if broken and nonfinite == "raise":
+                raise _refusal(broken, values, which)
+            for site, n in broken.items():
+                out.nonfinite[site] = out.nonfinite.get(site, 0) + n
             _place(out, values, which, owners, spans)
-            if store is not None:
+            if store is not None and not broken:
                 store.add(plan, values, which)
             bar.update(sum(len(plan.rows[i]) for i in which))
 
@@ -243,17 +255,24 @@ def _by_sites(missing: Mapping[int, list[Site]]) -> Iterator[tuple[tuple[Site, .
     yield from groups.items()
 
 
-def _refuse_non_finite(values: Mapping[Site, Tensor], which: Sequence[int]) -> None:
+def _count_nonfinite(values: Mapping[Site, Tensor]) -> dict[Site, int]:
+    """How many values are NaN or infinite, for the sites that have any."""
+    found = {}
     for site, value in values.items():
-        if bool(torch.isfinite(value.sum(dtype=torch.float32))):  # a sum keeps NaN and infinity, in one cheap pass
-            continue
-        bad = ~torch.isfinite(value)
-        if bad.any():
-            advice = " float16 overflows at 65504: load with dtype='bfloat16'." if value.dtype == torch.float16 else ""
-            raise NonFiniteActivations(
-                f"{int(bad.sum())} of {value.numel()} values at {site} are NaN or infinite in a batch of texts "
-                f"{', '.join(map(str, which[:8]))}{', ...' if len(which) > 8 else ''}.{advice}"
-            )
+        if not bool(torch.isfinite(value.sum(dtype=torch.float32))):  # a sum keeps NaN and infinity, in one pass
+            found[site] = int((~torch.isfinite(value)).sum())
+    return {site: n for site, n in found.items() if n}
+
+
+def _refusal(broken: Mapping[Site, int], values: Mapping[Site, Tensor], which: Sequence[int]) -> NonFiniteActivations:
+    site, n = next(iter(broken.items()))
+    half = values[site].dtype == torch.float16
+    advice = " float16 overflows at 65504: load with dtype='bfloat16'." if half else ""
+    return NonFiniteActivations(
+        f"{n} of {values[site].numel()} values at {site} are NaN or infinite in a batch of texts "
+        f"{', '.join(map(str, which[:8]))}{', ...' if len(which) > 8 else ''}.{advice} "
+        "nonfinite='skip' leaves such rows out, nonfinite='flag' keeps and marks them."
+    )
 
 
 def _place(

@@ -34,6 +34,7 @@ class Loaded:
     name: str
     source: Callable[[], str | None] | None
     quantization: Quantization
+    trust_remote_code: bool = False
 
 
 def load_model(
@@ -75,7 +76,7 @@ def load_model(
         source = _files_source(folder)
     else:
         source = (lambda: f"hub:{model}@{commit}") if commit else None
-    return Loaded(loaded, _tokenizer(tokenizer or where, options), name, source, quantization)
+    return Loaded(loaded, _tokenizer(tokenizer or where, options), name, source, quantization, trust_remote_code)
 
 
 def new_cache(model: nn.Module) -> Callable[[], Any] | None:

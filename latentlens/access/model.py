@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from latentlens.access.cache import ActivationCache
-from latentlens.access.capture import Outcome, Plan, capture, select
+from latentlens.access.capture import NonFinite, Outcome, Plan, capture, select
 from latentlens.access.forecast import Forecast, available_memory, forecast
 from latentlens.access.forward import check_plan
 from latentlens.access.generate import Decoding, Request, generate
@@ -110,6 +111,7 @@ class LensModel:
         self.layout = Layout(loaded.model)
         self.cache = cache
         self.quantization = loaded.quantization
+        self.trust_remote_code = loaded.trust_remote_code
         on_cpu = all(p.device.type in ("cpu", "meta") for p in loaded.model.parameters())
         self.token_budget = 4096 if on_cpu else 32768
         self._reader = RowReader(loaded.tokenizer, self.layout.vocab_size, self.layout.max_positions)
@@ -145,6 +147,7 @@ class LensModel:
         truncate: Truncate = None,
         max_gib: float | None = None,
         cached: bool = True,
+        nonfinite: NonFinite = "raise",
     ) -> Activations:
         """Values at sites for selected positions, each row labelled, read from the cache where it has them.
 
@@ -152,7 +155,8 @@ class LensModel:
         unembedding, and pools on the device.
 
         Args:
-            inputs: a text, a chat, token ids, rollouts, or a list or dataset column of these.
+            inputs: a text, a chat, token ids, rollouts, or a list or dataset column of these. A chat that ends
+                with the user gets the header of the answer, as for `generate`, so "last" is where the answer begins.
             sites: e.g. "resid_post[*]", "mlp_out[8:16]", ["z[3]", "final_norm"], "blocks.5.hook_resid_post",
                 "model.layers.5", or a block index.
             where: positions in the unpadded row: "last", "prompt", "response", "all", "mean" (all, averaged), ...
@@ -161,9 +165,13 @@ class LensModel:
             truncate: "left" or "right" to cut rows that exceed the context instead of raising.
             max_gib: ceiling on the size of the result; half of the free memory by default.
             cached: False neither reads nor writes the cache.
+            nonfinite: what to do with rows that hold NaN or infinity: "raise", "skip" them, or "flag" them in a
+                label `finite`. Their number stands in `about["nonfinite"]`; they are never stored.
         Raises: SiteNotFound, WhereNotValid, BadInput, ContextTooLong, TooLarge, OutOfMemory,
             NonFiniteActivations, HookNeverFired, CacheError.
         """
+        if nonfinite not in ("raise", "skip", "flag"):
+            raise BadInput(f"nonfinite={nonfinite!r}: allowed are 'raise', 'skip' and 'flag'")
         plan = self._plan(inputs, sites, where, pool, steer, truncate)
         cache = self.cache if cached else None
         self._refuse_too_large(plan, max_gib)
@@ -175,9 +183,15 @@ class LensModel:
             context,
             token_budget=self.token_budget,
             progress=lambda total: Progress("capture", total, "tok"),
+            nonfinite=nonfinite,
         )
         values = {site: self._shaped(site, outcome.values[site]) for site in plan.sites}
-        return Activations(values, self._labels(plan), self._about(context, outcome))
+        labels = self._labels(plan)
+        if nonfinite == "raise":
+            return Activations(values, labels, self._about(context, outcome))
+        finite = torch.stack([value.isfinite().flatten(1).all(1) for value in values.values()]).all(0).numpy()
+        acts = Activations(values, {**labels, "finite": finite}, self._about(context, outcome))
+        return acts.rows(finite) if nonfinite == "skip" else acts
 
     def forecast(
         self, inputs: Any, sites: SiteSpec = "resid_post[*]", where: Any = "all", pool: Any = None, **options: Any
@@ -305,6 +319,8 @@ class LensModel:
             "forwards": outcome.forwards,
             "computed_rows": outcome.computed_rows,
             "cached_rows": outcome.cached_rows,
+            "nonfinite": {str(site): n for site, n in outcome.nonfinite.items()},
+            "trust_remote_code": self.trust_remote_code,
             "seconds": outcome.seconds,
             "versions": package_versions(),
         }
