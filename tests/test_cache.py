@@ -129,11 +129,25 @@ def test_a_mean_serves_only_the_same_mean(cache):
     assert not cache.has(key(), Selection("", (1, 2, 3), 5))
 
 
-@pytest.mark.parametrize("other", [key(context="steered"), key(sequence="t"), key(site="resid_post[6]")])
+OTHERS = [
+    key(context="steered"),
+    key(sequence="t"),
+    key(site="resid_post[6]"),
+    key(context="ct", sequence="xs"),
+    key(context="ctxs", sequence=""),
+]
+
+
+@pytest.mark.parametrize("other", OTHERS)
 def test_another_context_sequence_or_site_is_a_miss(cache, other):
     cache.put(MODEL, [(key(), Selection.all(3), values(3))])
     assert fetch(cache, other, Selection.all(3)) is None
     assert (cache.hits, cache.misses) == (0, 1)
+
+
+def test_a_row_of_another_length_is_a_miss(cache):
+    cache.put(MODEL, [(key(), Selection.all(3), values(3))])
+    assert not cache.has(key(), Selection("", (0, 1), 4))
 
 
 def test_stacked_rows_come_in_the_order_of_the_hits_across_shards(cache):

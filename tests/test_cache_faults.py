@@ -11,7 +11,6 @@ import resource
 import shutil
 import signal
 import sqlite3
-import stat
 import sys
 import tempfile
 import time
@@ -169,22 +168,22 @@ def test_1_bytes_are_durable_before_the_name_and_the_name_before_the_index(cache
     """Kills cannot show a missing fsync, only a power cut can: so the order of the calls is checked."""
     cache.put(MODEL, rows(0))
     calls, fsync, replace = [], os.fsync, os.replace
+    names = {os.stat(cache.folder / "shards").st_ino: "sync parent"}  # only when the folder is new
 
     def synced(descriptor):
-        calls.append("sync folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "sync file")
+        calls.append(names.get(os.fstat(descriptor).st_ino, "sync file"))
         fsync(descriptor)
 
     def replaced(source, target):
         calls.append("rename")
+        names[os.stat(os.path.dirname(target)).st_ino] = "sync folder"
         replace(source, target)
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", replaced)
     cache._step = lambda point: calls.append(point) if point in ("written", "inserted") else None
     cache.put(MODEL, rows(1))
-    while calls.count("sync folder") > 1:  # a new folder of shards is made durable in its parent too
-        calls.remove("sync folder")
-    assert calls == ["written", "sync file", "rename", "sync folder", "inserted"]
+    assert calls == ["written", "sync file", "rename", "sync folder", "sync parent", "inserted"]
 
 
 # -- several writers ------------------------------------------------------------------------------
@@ -547,6 +546,34 @@ def test_10_an_index_entry_that_names_another_row_is_not_believed(cache):
     assert all(got is None or torch.equal(got, row[2]) for got, row in zip(stored, rows(0), strict=True))
     cache.put(MODEL, rows(0))
     assert intact(cache, 0)
+
+
+def test_10_an_index_entry_that_names_another_site_is_not_believed(cache):
+    cache.put(MODEL, rows(0))
+    with sqlite3.connect(cache.folder / "index.sqlite") as db:
+        db.execute("UPDATE entries SET tensor = 1 - tensor")
+    assert cache.read(cache.lookup(asked(0))) == [None] * len(rows(0))
+
+
+def test_a_good_file_put_in_place_of_a_damaged_one_is_not_quarantined(cache):
+    cache.put(MODEL, rows(0))
+    [path] = files(cache)
+    good, late = path.read_bytes(), ActivationCache(cache.folder)
+    flip(path, 8 * path.stat().st_size - 1)
+    verify = shards_module.Shard.verify
+
+    def healed_meanwhile(shard, number, needed=None):
+        try:
+            verify(shard, number, needed)
+        finally:
+            path.with_name("new").write_bytes(good)
+            path.with_name("new").replace(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards_module.Shard, "verify", healed_meanwhile)
+        assert None in late.read(late.lookup([one for one in asked(0) if one[0].site == SITES[1]]))
+    assert intact(late, 0)
+    assert not list(cache.folder.glob("quarantine/*"))
 
 
 def test_10_the_journal_of_a_killed_process_does_not_spoil_a_new_index(cache):

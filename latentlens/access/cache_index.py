@@ -321,8 +321,6 @@ class Index:
             ) from error
         warnings.warn(f"the index {self.path} is damaged ({error}); building it again from the shards", stacklevel=2)
         aside(self.path, self.folder)
-        journal = self.path.with_name(self.path.name + "-journal")
-        aside(journal, self.folder)  # left alone it would be played into the new index
 
     def _has_shards(self) -> bool:
         return next(self.shards.glob("??/*.safetensors"), None) is not None
