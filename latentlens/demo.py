@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from latentlens import organism
 from latentlens.access.cache import ActivationCache
@@ -28,7 +29,7 @@ from latentlens.views.report import Captioned, Section, report
 from latentlens.views.terminal import print_table
 
 N_STATEMENTS, N_PROMPTS, N_RANDOM = 1500, 150, 5
-STRENGTHS = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0)
+STRENGTHS = (-1.5, -1.0, -0.5, 0.5, 1.0, 1.5)
 
 
 def run(path: Path, seed: int = 0) -> Path:
@@ -38,6 +39,17 @@ def run(path: Path, seed: int = 0) -> Path:
     Returns: the path.
     """
     started = time.perf_counter()
+    # On a model this small one thread is as fast, and two OpenMP runtimes (torch's and scikit-learn's) that wait
+    # for each other on a busy machine are ten times slower.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _run(path, seed, started)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(path: Path, seed: int, started: float) -> Path:
     with tempfile.TemporaryDirectory(prefix="latentlens-demo-") as folder:
         say("loading the embedded model")
         lm = load(cache=ActivationCache(folder))

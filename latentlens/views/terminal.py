@@ -39,12 +39,8 @@ def print_table(
 
     rows = [list(row) for row in rows]
     table = Table(
-        title=Text(visible(title), style="bold"),
-        title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
-        caption=Text(visible(note), style="dim") if note else None,
-        caption_justify="left",
     )
     for i, column in enumerate(columns):
         numbers = bool(rows) and all(isinstance(row[i], (int, float)) for row in rows)
@@ -55,7 +51,12 @@ def print_table(
         console = Console()
         if not console.is_terminal:  # a log file has no edge to fold at
             console.width = _LOG_WIDTH
+    # A title inside the table would be folded at the table's width, not at the terminal's.
+    console.print(Text(visible(title), style="bold"))
     console.print(table)
+    if note:
+        console.print(Text(visible(note), style="dim"))
+    console.print()
 
 
 def _cell(value: Any) -> str:
