@@ -32,7 +32,7 @@ from latentlens.organism.readout import Readout
 
 OPENS, CLOSES = "<!-- table -->", "<!-- end of table -->"
 TUNING, TESTING = 5_000, 9_000  # seeds of the texts that choices and measurements are made on
-BLOCK, STRENGTH = 4, 1.0  # of truth steering; chosen by `tune_truth` on TUNING texts
+BLOCK, STRENGTH = 4, 1.5  # of truth steering; chosen by `tune_truth` on TUNING texts
 
 
 @dataclass(frozen=True)
