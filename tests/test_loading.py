@@ -154,6 +154,14 @@ def test_check_passes_on_a_sound_model_and_names_what_is_broken(llama):
         ll.load(sick, cache=False, check=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["Llama", "GPT-NeoX", "OLMoE", "Gemma2", "GPT-2"])
+def test_check_knows_the_rounding_of_half_precision(family, dtype):
+    """Greedy tokens between which rounding decides are not counted against the model."""
+    report = ll.load(copy.deepcopy(build(family)).to(dtype), cache=False).check()
+    assert report.passed, str(report)
+
+
 def test_a_model_shows_itself(llama):
     lm = ll.load(llama, cache=False)
     assert repr(lm).startswith("LensModel(LlamaForCausalLM: LlamaForCausalLM, 3 blocks, d=32")

@@ -95,7 +95,7 @@ def check(lm: LensModel, texts: Sequence[str] | None = None) -> CheckReport:
     findings = [
         _hooks(lm, rows, allowed),
         _padding(lm, rows, allowed),
-        _cached(lm, rows),
+        _cached(lm, rows, allowed),
         _attention(lm, rows, allowed),
     ]
     return CheckReport(lm.name, tuple(findings))
@@ -143,8 +143,11 @@ def _padding(lm: LensModel, rows: Sequence[TokenRow], allowed: float) -> Finding
     return Finding("left-padded batch = single rows (logits)", worst, allowed, worst <= allowed)
 
 
-def _cached(lm: LensModel, rows: Sequence[TokenRow]) -> Finding:
-    """Share of greedy tokens that differ, counting only those where the full model is not torn between two."""
+def _cached(lm: LensModel, rows: Sequence[TokenRow], rounding: float) -> Finding:
+    """Share of greedy tokens that differ, counting only those that rounding cannot turn over.
+
+    A token counts when the two highest logits are further apart than twice the rounding allowed elsewhere.
+    """
     name = "cached batched decode = full recomputation (tokens)"
     how = Decoding(_NEW_TOKENS, 0.0, frozenset(), lm.token_budget, lm._new_cache)
     texts = generate(lm.layout, [Request(row, 0, 0) for row in rows], (), how)
@@ -153,7 +156,7 @@ def _cached(lm: LensModel, rows: Sequence[TokenRow]) -> Finding:
         logits = _plain(lm, TokenRow.plain(row.ids + text))[0, len(row) - 1 : -1].float()
         top = logits.topk(2, -1)
         margin = (top.values[:, 0] - top.values[:, 1]) / logits.abs().amax(-1).clamp(min=1e-9)
-        sure = margin > 1e-3 if logits.dtype == torch.float32 and lm.quantization is None else margin > 0.05
+        sure = margin > 2 * rounding
         differ = top.indices[:, 0].cpu() != torch.tensor(text)
         wrong += int((differ & sure.cpu()).sum())
         total += int(sure.sum())
