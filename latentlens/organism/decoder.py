@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 #: What transformers' LlamaConfig is given; the sizes of the prototype that carried the phenomena.
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "hidden_size": 128,
     "num_hidden_layers": 6,
     "num_attention_heads": 4,
@@ -100,10 +101,12 @@ class Decoder(nn.Module):
     Args: vocabulary: number of tokens. seed: of the initial weights.
     """
 
+    frequencies: Tensor
+
     def __init__(self, vocabulary: int, seed: int = 0) -> None:
         super().__init__()
         width, heads = SHAPE["hidden_size"], SHAPE["num_attention_heads"]
-        self.model = nn.ModuleDict(
+        self.model: Any = nn.ModuleDict(
             {
                 "embed_tokens": nn.Embedding(vocabulary, width),
                 "layers": nn.ModuleList(

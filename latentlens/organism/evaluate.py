@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ def greedy(model: Readout, ids: Sequence[Sequence[int]], max_new: int) -> list[s
     """Continue each row greedily by transformers' own `generate`: the way a user would."""
     from transformers import AutoModelForCausalLM
 
-    theirs = AutoModelForCausalLM.from_pretrained(model.folder, local_files_only=True)
+    theirs: Any = AutoModelForCausalLM.from_pretrained(model.folder, local_files_only=True)
     rows, _, _ = model.pad(ids)
     lengths = torch.tensor([len(one) for one in ids])
     there = torch.arange(rows.shape[1]) >= rows.shape[1] - lengths[:, None]
@@ -140,7 +141,7 @@ def truth_probes(model: Readout, n: int = 1500) -> list[Row]:
             probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
             probe.fit(fitted_on[layer].numpy()[use], labels[use])
             scores = probe.decision_function(states[name][layer].numpy())
-            truth, groups = [bool(t.truth) for t in chosen], [t.group for t in chosen]
+            truth, groups = [bool(t.truth) for t in chosen], [str(t.group) for t in chosen]
             value = auroc(scores, truth)
             interval = cluster_bootstrap(auroc, scores, truth, groups=groups, n=500)
             if interval[0] == interval[1]:

@@ -37,18 +37,18 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         """Apply one update; matrices of one shape are orthogonalised together."""
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for parameter in group["params"]:
-                by_shape[parameter.shape].append(parameter)
-            for shape, parameters in by_shape.items():
-                directions = []
-                for parameter in parameters:
-                    state = self.state[parameter]
-                    if "momentum" not in state:
-                        state["momentum"] = torch.zeros_like(parameter)
-                    state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                    directions.append(parameter.grad.lerp(state["momentum"], group["momentum"]))
-                update = orthogonalise(torch.stack(directions))
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+                direction = parameter.grad.lerp(state["momentum"], group["momentum"])
+                by_shape[parameter.shape].append((parameter, direction))
+            for shape, pairs in by_shape.items():
+                update = orthogonalise(torch.stack([direction for _, direction in pairs]))
                 scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-                for parameter, direction in zip(parameters, update):
+                for (parameter, _), direction in zip(pairs, update):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(scale * direction)

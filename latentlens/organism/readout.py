@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ class Readout:
     """
 
     def __init__(self, decoder: Decoder, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-        self.decoder, self.tokenizer, self.folder = decoder.eval(), tokenizer, folder
+        self.decoder, self.folder = decoder.eval(), folder
+        self.tokenizer: Any = tokenizer
 
     def prompt_ids(self, text: Text, start: str = "") -> list[int]:
         """Return the token ids of a text's prompt, up to the assistant marker and `start` after it."""

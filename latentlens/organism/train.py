@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +58,8 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int, rows: int, width: int
         while True:
             yield from encode(tokenizer, list(islice(drawn, 256)))
 
-    return pack(stream(), width, rows, tokenizer.pad_token_id)
+    pad: Any = tokenizer.pad_token_id
+    return pack(stream(), width, rows, pad)
 
 
 def tensors(batch: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -89,10 +90,11 @@ def watch(decoder: Decoder, probes: dict[str, tuple[Tensor, Tensor, Tensor, Tens
 def watched(tokenizer: PreTrainedTokenizerFast, n: int = 150) -> dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Prepare what `watch` scores: ids, positions, mask, and which tokens count."""
     probes = {}
+    pad: Any = tokenizer.pad_token_id
     for family, split, kind, name in WATCHED:
         encoded = encode(tokenizer, texts(family, n, seed=101, split=split))
         width = max(len(e.ids) for e in encoded)
-        ids = torch.full((n, width), tokenizer.pad_token_id)
+        ids = torch.full((n, width), pad)
         scored, numbers = torch.zeros(n, width, dtype=torch.bool), torch.full((n, width), -1)
         for row, e in enumerate(encoded):
             ids[row, : len(e.ids)] = torch.from_numpy(e.ids)
@@ -106,7 +108,7 @@ def export(decoder: Decoder, tokenizer: PreTrainedTokenizerFast, out: Path) -> N
     """Write the checkpoint as Hugging Face files, with checksums."""
     from transformers import GenerationConfig, LlamaConfig
 
-    special = {
+    special: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
