@@ -111,8 +111,10 @@ def evaluate() -> None:
 def train(
     output: Annotated[Path, typer.Argument(help="Folder for the trained model.")],
     seed: Annotated[int, typer.Option(help="Seed of corpus, weights and order.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads; another number rounds differently.")] = 1,
+    checkpoints: Annotated[Path | None, typer.Option(help="Folder to resume from; OUTPUT-run if left out.")] = None,
 ) -> None:
-    """Train the embedded model from scratch, as it was made."""
+    """Train the embedded model from scratch, as it was made: about half an hour on one core. Resumes when rerun."""
     from latentlens.organism.train import train as run
 
-    run(output, seed=seed)
+    run(output, seed=seed, threads=threads, work=checkpoints or output.with_name(f"{output.name}-run"))
