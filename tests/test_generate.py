@@ -129,14 +129,28 @@ def test_text_stops_at_the_end_token_and_says_so(llama):
     assert lm.generate([ROWS[0]], 2, stop_ids=[119])[0].finish == "length"
 
 
-def test_a_finished_row_does_not_disturb_the_others(llama):
-    lm = ll.load(llama, cache=False)
-    free = lm.generate(ROWS, NEW, temperature=1.0, stop_ids=())
-    stop = free[0].generated[0]
-    cut = lm.generate(ROWS, NEW, temperature=1.0, stop_ids=[stop])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_finish_leave_the_batch_and_do_not_disturb_the_others(family):
+    """Stop tokens are chosen so that rows end at every step; the rest must go on as if nothing had happened."""
+    lm = ll.load(build(family), cache=False)
+    steer = ll.Add(ll.Direction(torch.randn(32, generator=torch.Generator().manual_seed(0)), "resid_post[1]"), 2.0)
+    steer = [steer, ll.Add(steer.direction, 1.0, where=slice(2, None, 2))]
+    free = lm.generate(ROWS, NEW, samples=3, temperature=1.0, steer=steer, stop_ids=())
+    stops = [run.generated[k] for k, run in enumerate(free[:4])]
+    cut = lm.generate(ROWS, NEW, samples=3, temperature=1.0, steer=steer, stop_ids=stops)
+    assert len({len(run.generated) for run in cut}) > 2
     for a, b in zip(free, cut, strict=True):
-        upto = a.generated.index(stop) + 1 if stop in a.generated else NEW
-        assert b.generated == a.generated[:upto]
+        ends = [a.generated.index(stop) + 1 for stop in stops if stop in a.generated]
+        assert b.generated == a.generated[: min(ends, default=NEW)]
+
+
+def test_finished_rows_are_not_computed_any_more(llama):
+    lm, sizes = ll.load(llama, cache=False), []
+    stop = lm.generate([ROWS[0]], 1, stop_ids=())[0].generated[0]
+    handle = llama.model.layers[0].register_forward_hook(lambda _m, _i, out: sizes.append(out.shape[0]))
+    lm.generate([ROWS[0], ROWS[0], ROWS[0], ROWS[1]], NEW, stop_ids=[stop])
+    handle.remove()
+    assert sizes == [4, 1, 1, 1, 1, 1]
 
 
 def test_rollouts_are_values_with_a_frame_and_a_safe_html(llama):

@@ -83,19 +83,25 @@ def _decode_batch(
             advance(state.append(ids))
             if not state.open:
                 break
+            state.drop_finished()
     if how.max_new_tokens:
         require_fired(fired)
     return state.texts
 
 
 class _State:
-    """Rows being written: padded on the left, so that all of them end, and go on, in one column."""
+    """Rows being written: padded on the left, so that all of them end, and go on, in one column.
+
+    texts: what has been written, by request. live: the requests whose rows are still in the batch, in order. open:
+    those that are not finished.
+    """
 
     def __init__(self, layout: Layout, requests: Sequence[Request], how: Decoding) -> None:
         self.layout, self.how = layout, how
         self.prompts = [request.row for request in requests]
         self.texts: list[tuple[int, ...]] = [()] * len(requests)
-        self.open = set(range(len(requests)))
+        self.live = list(range(len(requests)))
+        self.open = set(self.live)
         device = input_device(layout.model)
         self.keys = torch.tensor([row_key(r.row.ids, r.seed, r.sample) for r in requests], device=device)
         width = max(len(row) for row in self.prompts)
@@ -131,12 +137,25 @@ class _State:
     def append(self, ids: Tensor) -> int:
         """Add one token a row; finished rows get a filler that nothing reads. Returns how many were added."""
         self.ids = torch.cat([self.ids, ids[:, None]], 1)
-        listed, before = ids.tolist(), len(self.open)
-        for i in sorted(self.open):
-            self.texts[i] += (listed[i],)
-            if listed[i] in self.how.stop_ids:
-                self.open.discard(i)
+        before = len(self.open)
+        for i, token in zip(self.live, ids.tolist(), strict=True):
+            if i in self.open:
+                self.texts[i] += (token,)
+                if token in self.how.stop_ids:
+                    self.open.discard(i)
         return before
+
+    def drop_finished(self) -> None:
+        """Once half of the batch is finished, go on with the rest alone."""
+        if 2 * len(self.open) > len(self.live):
+            return
+        keep = [row for row, i in enumerate(self.live) if i in self.open]
+        index = torch.tensor(keep, device=self.ids.device)
+        self.live = [self.live[row] for row in keep]
+        self.prompts = [self.prompts[row] for row in keep]
+        self.ids, self.keys, self.lengths = self.ids[index], self.keys[index], self.lengths[index]
+        if self.past is not None:
+            self.past.batch_select_indices(index)
 
     def mask(self, item: Intervention) -> Tensor | None:
         """Boolean (rows, columns of the running forward): where this intervention acts now."""
@@ -149,11 +168,11 @@ class _State:
             mask = inside & (columns >= self.n_prompt)[None]
         else:
             mask = torch.zeros_like(inside)
-            for i, row in enumerate(self.prompts):
+            for at, (i, row) in enumerate(zip(self.live, self.prompts, strict=True)):
                 shift = self.n_prompt - len(row) - self.start
                 seen = row.continued(self.texts[i][: width - self.n_prompt])
                 if self.start < self.n_prompt:
-                    mask[i, [shift + p for p in steered_positions(item.where, seen)]] = True
+                    mask[at, [shift + p for p in steered_positions(item.where, seen)]] = True
                 elif len(seen) == width - self.n_prompt + len(row):  # not finished
-                    mask[i, -1] = continues(item.where, seen, len(seen) - 1)
+                    mask[at, -1] = continues(item.where, seen, len(seen) - 1)
         return mask if mask.any() else None
