@@ -240,7 +240,7 @@ def main(arguments: list[str] | None = None) -> None:
         work=given.work,
     )
     seconds, busy = time.time() - started, time.process_time() - cpu
-    print(f"{len(losses)} steps, last loss {losses[-1]:.3f}, {seconds:.0f} s ({busy:.0f} s of CPU) in this session")
+    print(f"{len(losses)} steps, last loss {losses[-1]:.3f}, {seconds:.0f} s ({busy:.0f} s of CPU)")
 
 
 if __name__ == "__main__":
