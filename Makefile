@@ -10,20 +10,18 @@ EXTRAS ?= dev
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed-$(EXTRAS)
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test lint bench clean
 
 demo: $(STAMP)
 	$(PY) -m latentlens demo
 
-test: $(STAMP) lint types
+test: $(STAMP) lint
 	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pyright
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-
-types: $(STAMP)
-	$(PY) -m pyright
 
 bench: $(STAMP)
 	$(PY) benchmarks/capture.py
