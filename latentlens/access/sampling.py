@@ -34,8 +34,9 @@ def gumbel(keys: Tensor, steps: Tensor, vocab: int) -> Tensor:
     token = torch.arange(vocab, dtype=torch.int64, device=keys.device)
     row = _mix(keys + steps * _signed(_GOLDEN))
     bits = _mix(row[:, None] + (token + 1) * _signed(_GOLDEN))
-    uniform = (_shift(bits, 40).double() + 0.5) * 2.0**-24  # in (0, 1), both ends excluded
-    return (-torch.log(-torch.log(uniform))).float()
+    # 23 bits and a half: exact in float32, and inside (0, 1) with both ends excluded.
+    uniform = (_shift(bits, 41).float() + 0.5) * 2.0**-23
+    return uniform.log_().neg_().log_().neg_()
 
 
 def choose(logits: Tensor, temperature: float, keys: Tensor, steps: Tensor) -> Tensor:
@@ -47,14 +48,14 @@ def choose(logits: Tensor, temperature: float, keys: Tensor, steps: Tensor) -> T
 
 
 def _mix(z: Tensor) -> Tensor:
-    z = (z ^ _shift(z, 30)) * _signed(_MIX1)
-    z = (z ^ _shift(z, 27)) * _signed(_MIX2)
-    return z ^ _shift(z, 31)
+    z = (z ^ _shift(z, 30)).mul_(_signed(_MIX1))
+    z = z.bitwise_xor_(_shift(z, 27)).mul_(_signed(_MIX2))
+    return z.bitwise_xor_(_shift(z, 31))
 
 
 def _shift(z: Tensor, by: int) -> Tensor:
     """Logical right shift; torch's is arithmetic."""
-    return (z >> by) & ((1 << (64 - by)) - 1)
+    return (z >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
 def _signed(value: int) -> int:
