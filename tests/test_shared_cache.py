@@ -123,15 +123,23 @@ def changed(model, field):
         model.config.rms_norm_eps = 1e-3
     elif field == "a buffer":
         model.model.rotary_emb.inv_freq *= 1.5
+    elif field == "an adapter":
+        model.model.layers[0]._disable_adapters, model.model.layers[0].active_adapters = False, ["default"]
+    elif field == "an adapter switched off":
+        model.model.layers[0]._disable_adapters, model.model.layers[0].active_adapters = True, ["default"]
     elif field == "mode":
         model.train()
     return model
 
 
-@pytest.mark.parametrize("field", ["a weight", "dtype", "attention", "config", "a buffer", "mode"])
-def test_whatever_changes_the_model_changes_the_key(llama, field):
-    keys = {context_digest(Identity(m, None, None).context()) for m in (llama, changed(llama, field))}
-    assert len(keys) == 2
+CHANGES = ("a weight", "dtype", "attention", "config", "a buffer", "mode", "an adapter", "an adapter switched off")
+
+
+def test_whatever_changes_the_model_changes_the_key(llama):
+    models = [llama, copy.deepcopy(llama)] + [changed(llama, field) for field in CHANGES]
+    keys = [context_digest(Identity(m, None, None).context()) for m in models]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 1 + len(CHANGES)
 
 
 def test_quantisation_interventions_and_versions_change_the_key(llama, monkeypatch):

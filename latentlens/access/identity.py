@@ -148,14 +148,10 @@ def _dtype_name(model: nn.Module) -> str:
     return "+".join(names)
 
 
-def _adapters(model: nn.Module) -> str:
-    """Active PEFT adapters; switching them off changes outputs but no weight."""
-    if not getattr(model, "_hf_peft_config_loaded", False):
-        return ""
-    try:
-        return ",".join(model.active_adapters())  # type: ignore[operator]
-    except (ValueError, AttributeError):
-        return "disabled"
+def _adapters(model: nn.Module) -> list[str]:
+    """State of PEFT layers: which adapters are active, and whether they are switched off, which changes no weight."""
+    layers = (m for m in model.modules() if hasattr(m, "_disable_adapters"))
+    return sorted({f"{getattr(m, 'active_adapters', '')} off={m._disable_adapters}" for m in layers})
 
 
 def _digest(value: Any) -> str:
