@@ -175,6 +175,20 @@ def test_tokens_positions_pool_and_site_change_the_key_and_batch_size_and_thread
         torch.set_num_threads(threads)
 
 
+def test_weights_are_hashed_only_when_a_cache_needs_it(llama, lm, monkeypatch):
+    hashed = []
+    monkeypatch.setattr("latentlens.access.identity.weights_digest", lambda model: hashed.append(1) or "digest")
+    bare = ll.load(llama, cache=False)
+    assert bare.activations(ROWS).about["context"]["weights"] == "not hashed"
+    assert bare.generate(ROWS, 2).about["weights"] == "not hashed"
+    assert lm.activations(ROWS, cached=False).about["context"]["weights"] == "not hashed"
+    assert hashed == []
+    for _ in range(3):
+        assert lm.activations(ROWS).about["context"]["weights"] == "digest"
+    assert lm.generate(ROWS, 2).about["weights"] == "digest"
+    assert hashed == [1]
+
+
 def test_the_key_follows_weights_that_are_changed_in_place_or_through_data(llama, lm):
     first = lm.activations(ROWS, sites=1)
     for touch in (

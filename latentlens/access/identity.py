@@ -37,13 +37,17 @@ class Identity:
         self._source_stamp = self._stamp() if source else None
         self._lock = threading.Lock()
 
-    def context(self, interventions: str = "") -> dict[str, Any]:
-        """Everything that changes the activations of given token ids, readable."""
+    def context(self, interventions: str = "", *, hash_weights: bool = True) -> dict[str, Any]:
+        """Everything that changes the activations of given token ids, readable.
+
+        Args: hash_weights: without a cache nobody needs the digest of a 70B model; it is then given only if it is
+            known already, and "not hashed" otherwise.
+        """
         config = self.model.config
         return {
             "schema": SCHEMA,
             "model": type(self.model).__name__,
-            "weights": self.weights(),
+            "weights": self.weights() if hash_weights else self.known_weights(),
             "config": _digest(_clean_config(config)),
             "quantization": self.quantization or "",
             "dtype": _dtype_name(self.model),
@@ -64,6 +68,11 @@ class Identity:
                 digest = self._source() if untouched and self._source else None
                 self._known = (stamp, digest or weights_digest(self.model))
             return self._known[1]
+
+    def known_weights(self) -> str:
+        """Digest of the weights in force if it has been computed, else "not hashed"."""
+        with self._lock:
+            return self._known[1] if self._known is not None and self._known[0] == self._stamp() else "not hashed"
 
     def _stamp(self) -> tuple[Any, ...]:
         """Changes whenever a weight does: storage, in-place counter, and a few values of every tensor.

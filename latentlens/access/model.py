@@ -175,7 +175,7 @@ class LensModel:
         plan = self._plan(inputs, sites, where, pool, steer, truncate)
         cache = self.cache if cached else None
         self._refuse_too_large(plan, max_gib)
-        context = self._context(plan)
+        context = self._identity.context(plan_fingerprint(plan.steer), hash_weights=cache is not None)
         outcome = capture(
             self.layout,
             plan,
@@ -244,7 +244,7 @@ class LensModel:
             items.append(
                 Rollout(prompt, request.row, ids, text, i // samples, request.sample, seed, temperature, plan, finish)
             )
-        return Rollouts(tuple(items), {"model": self.name, "weights": self._identity.weights()})
+        return Rollouts(tuple(items), {"model": self.name, "weights": self._identity.known_weights()})
 
     def check(self, texts: Sequence[str] | None = None) -> CheckReport:
         """Parity self-test: padded = single, cached = full, sdpa = eager, hook = recorded output.
@@ -282,9 +282,6 @@ class LensModel:
                 f"this capture would hold {size.bytes / 2**30:.3g} GiB, more than {limit} "
                 f"({ceiling / 2**30:.3g} GiB). Ask for fewer sites or positions, pool=, or raise max_gib."
             )
-
-    def _context(self, plan: Plan) -> dict[str, Any]:
-        return self._identity.context(plan_fingerprint(plan.steer))
 
     def _shaped(self, site: Site, value: Tensor) -> Tensor:
         heads = self.layout.heads(site.block) if site.point == "z" and site.block is not None else None
