@@ -110,6 +110,17 @@ def test_what_an_edit_selects_in_a_rollout_is_part_of_the_key(lm):
     assert not torch.allclose(plain["resid_post[1]"], steered["resid_post[1]"])
 
 
+def test_rows_of_equal_tokens_and_different_roles_are_not_merged_under_an_edit_by_role(lm):
+    chat = lm.tokens([[{"role": "user", "content": "cat sat"}]])[0]
+    plain = lm.tokens([list(chat.ids)])[0]
+    assert (plain.ids, plain.n_prompt) == (chat.ids, chat.n_prompt)
+    edit = ll.Add(ll.Direction(torch.ones(32), "resid_post[0]"), 3.0, where="role:user")
+    both = lm.activations([chat, plain], sites=0, steer=edit, cached=False)
+    clean = lm.activations([chat, plain], sites=0, cached=False)
+    moved = (both["resid_post[0]"] - clean["resid_post[0]"]).abs().sum(-1) > 1e-3
+    assert moved.tolist() == [role == "user" for role in (*chat.role, *plain.role)]
+
+
 def changed(model, field):
     model = copy.deepcopy(model)
     if field == "a weight":

@@ -57,12 +57,10 @@ def select(
     Raises: BadInput: any other pool.
     """
     match pool:
-        case None:
+        case None | "mean":
             groups = [[p] for p in positions]
         case "last":
             groups = [[p[-1:]] for p in positions]
-        case "mean":
-            groups = [[p] for p in positions]
         case "span":
             groups = [_runs(p) for p in positions]
         case ("segments", int(size)) if size > 0:
@@ -121,10 +119,11 @@ def capture(
     """
     started = time.perf_counter()
     out = Outcome({})
-    owners = _unique(plan)
+    # Where an edit acts depends on the prompt's length and the labels of a row, not on its token ids alone.
+    sequences = [row.labelled_digest if plan.steer else row.digest for row in plan.rows]
+    owners = _unique(plan, sequences)
     missing = {first: list(plan.sites) for first in owners}
     spans = _spans(plan.counts)
-    sequences = _sequences(plan, owners) if cache is not None else {}
     store = None
     if cache is not None:
         key = context_digest(context)
@@ -186,12 +185,12 @@ def forecast_bytes(plan: Plan, layout: Layout, missing: Mapping[int, Sequence[Si
     return itemsize * sum(counts[i] * width[site] for i, sites in wanted.items() for site in sites)
 
 
-def _unique(plan: Plan) -> dict[int, list[int]]:
-    """First index of every distinct (tokens, selections, steered prompt length), with all indices that share it."""
+def _unique(plan: Plan, sequences: Sequence[str]) -> dict[int, list[int]]:
+    """First index of every distinct (sequence, selections), with all indices that share it."""
     seen: dict[Any, int] = {}
     owners: dict[int, list[int]] = {}
-    for i, (row, chosen) in enumerate(zip(plan.rows, plan.selections, strict=True)):
-        first = seen.setdefault((row.ids, chosen, row.n_prompt if plan.steer else 0), i)
+    for i, key in enumerate(zip(sequences, plan.selections, strict=True)):
+        first = seen.setdefault(key, i)
         owners.setdefault(first, []).append(i)
     return owners
 
@@ -204,17 +203,11 @@ def _spans(counts: Sequence[int]) -> list[slice]:
     return spans
 
 
-def _sequences(plan: Plan, owners: Mapping[int, list[int]]) -> dict[int, str]:
-    """Content key of every distinct row."""
-    # Where an edit acts depends on the prompt's length and the labels of a row, not on its token ids alone.
-    return {i: plan.rows[i].labelled_digest if plan.steer else plan.rows[i].digest for i in owners}
-
-
 def _from_cache(
     plan: Plan,
     cache: ActivationCache,
     context: str,
-    sequences: Mapping[int, str],
+    sequences: Sequence[str],
     owners: Mapping[int, list[int]],
     spans: list[slice],
     out: Outcome,
@@ -301,9 +294,7 @@ def _write(out: Outcome, site: Site, value: Tensor, indices: Sequence[int], span
 class _Store:
     """Collects computed values and commits them to the cache in large, atomic pieces."""
 
-    def __init__(
-        self, cache: ActivationCache, context: Mapping[str, Any], key: str, sequences: Mapping[int, str]
-    ) -> None:
+    def __init__(self, cache: ActivationCache, context: Mapping[str, Any], key: str, sequences: Sequence[str]) -> None:
         self.cache, self.context, self.key, self.sequences = cache, dict(context), key, sequences
         self.pending: list[tuple[RowKey, Selection, Tensor]] = []
         self.size, self.since = 0, time.monotonic()
