@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from latentlens.access.forward import gather, input_device, read
+from latentlens.access.forward import gather, read
 from latentlens.access.generate import Decoding, Request, generate
 from latentlens.access.hooks import Tap, hooked
 from latentlens.values.rows import TokenRow
@@ -126,7 +126,7 @@ def _hooks(lm: LensModel, rows: Sequence[TokenRow], allowed: float) -> Finding:
 
 
 def _padding(lm: LensModel, rows: Sequence[TokenRow], allowed: float) -> Finding:
-    layout, device = lm.layout, input_device(lm.model)
+    layout, device = lm.layout, lm.layout.device
     width = max(map(len, rows))
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.long)
@@ -198,7 +198,7 @@ def _recorded(lm: LensModel, row: TokenRow) -> list[Tensor]:
 
 def _plain(lm: LensModel, row: TokenRow) -> Tensor:
     """Logits (1, token, vocab) of the plain model for one row, with nothing passed but its tokens."""
-    ids = torch.tensor([row.ids], device=input_device(lm.model))
+    ids = torch.tensor([row.ids], device=lm.layout.device)
     with torch.no_grad():
         return lm.model(input_ids=ids, use_cache=False).logits
 

@@ -10,13 +10,12 @@ import torch
 
 from latentlens.access.batching import batches
 from latentlens.access.capture import Plan, forecast_bytes
-from latentlens.access.forward import input_device
 from latentlens.access.layout import Layout
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """bytes: size of the result. peak_bytes: with the largest batch's states. seconds: NaN when not timed.
+    """bytes: size of the result. peak_bytes: with the largest batch's states. seconds: without the cache.
 
     tokens: tokens to run, if nothing is cached. rows: rows of the result.
     """
@@ -34,7 +33,7 @@ class Forecast:
         )
 
 
-def forecast(layout: Layout, plan: Plan, token_budget: int, *, timed: bool = True) -> Forecast:
+def forecast(layout: Layout, plan: Plan, token_budget: int) -> Forecast:
     """Size and time of a plan, from shapes alone (and the measured speed of one matrix product).
 
     seconds = 2 * weights up to the deepest block * tokens / measured FLOP per second
@@ -46,11 +45,9 @@ def forecast(layout: Layout, plan: Plan, token_budget: int, *, timed: bool = Tru
     # A block's widest intermediate is some eight times its stream (queries, keys, values, gate and up projections).
     working = largest * layout.d_model * weight.element_size() * 8
     tokens = sum(lengths)
-    seconds = float("nan")
-    if timed:
-        deepest = max((site.block if site.block is not None else layout.n_blocks - 1) for site in plan.sites)
-        weights = sum(p.numel() for block in layout.blocks[: deepest + 1] for p in block.parameters())
-        seconds = 2 * weights * tokens / _flops(str(input_device(layout.model)), weight.dtype)
+    deepest = max((site.block if site.block is not None else layout.n_blocks - 1) for site in plan.sites)
+    weights = sum(p.numel() for block in layout.blocks[: deepest + 1] for p in block.parameters())
+    seconds = 2 * weights * tokens / _flops(str(layout.device), weight.dtype)
     return Forecast(size, size + working, seconds, tokens, sum(plan.counts))
 
 

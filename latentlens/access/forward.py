@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from latentlens.access.hooks import Callback, StopForward, Tap, hooked, require_fired
 from latentlens.access.layout import Layout
@@ -119,14 +119,13 @@ def read(
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row.ids)
-    device = input_device(layout.model)
-    inputs = {"input_ids": ids.to(device), "use_cache": False}
+    inputs = {"input_ids": ids.to(layout.device), "use_cache": False}
     if layout.accepts_position_ids:
-        inputs["position_ids"] = torch.arange(width, device=device)[None]
+        inputs["position_ids"] = torch.arange(width, device=layout.device)[None]
 
     # Edits below the deepest reading cannot change it, and an edit that is never reached would be an error.
-    deepest = max(site.depth for site in sites)
-    plan = [item for item in plan if item.site.depth <= deepest]
+    deepest = max(sites, key=lambda site: site.depth)
+    plan = [item for item in plan if item.site.depth <= deepest.depth]
     masks = {item: _mask(item, rows, width) for item in plan}
     found: dict[Site, Tensor] = {}
 
@@ -142,7 +141,7 @@ def read(
         calls.append((_head_input(layout), lambda states: _picked_rows(picked, states)))
         run = layout.model
     else:
-        calls.append((_stop_at(layout, sites), _stop))
+        calls.append((_stop_at(layout, deepest), _stop))
         run = layout.decoder
     with torch.no_grad(), hooked(calls, (len(rows), width)) as fired:
         try:
@@ -168,11 +167,6 @@ def _pooled(picked: Gather, values: Tensor) -> Tensor:
     return Gather(everything, picked.segment, picked.n_out)(values)
 
 
-def input_device(model: nn.Module) -> torch.device:
-    """Where token ids go: the device of the first weight that is not offloaded."""
-    return next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
-
-
 def _head_input(layout: Layout) -> Tap:
     head = layout.tap(Site("logits"))
     return Tap(head.module, "in", head.name)
@@ -185,9 +179,8 @@ def _mask(item: Intervention, rows: Sequence[TokenRow], width: int) -> Tensor | 
     return mask if mask.any() else None
 
 
-def _stop_at(layout: Layout, sites: Sequence[Site]) -> Tap:
+def _stop_at(layout: Layout, deepest: Site) -> Tap:
     """The first tap after which nothing that was asked for is still to come."""
-    deepest = max(sites, key=lambda site: site.depth)
     if deepest.block is None or deepest.point == "resid_pre":
         return layout.tap(deepest)
     return layout.tap(Site("resid_post", deepest.block))  # blocks differ in the order of their parts

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latentlens.access.batching import batches, halving
-from latentlens.access.forward import edit_calls, input_device
+from latentlens.access.forward import edit_calls
 from latentlens.access.hooks import hooked, require_fired
 from latentlens.access.layout import Layout
 from latentlens.access.sampling import choose, row_key
@@ -84,8 +84,7 @@ def _decode_batch(
             if not state.open:
                 break
             state.drop_finished()
-    if how.max_new_tokens:
-        require_fired(fired)
+    require_fired(fired)
     return state.texts
 
 
@@ -102,7 +101,7 @@ class _State:
         self.texts: list[tuple[int, ...]] = [()] * len(requests)
         self.live = list(range(len(requests)))
         self.open = set(self.live)
-        device = input_device(layout.model)
+        device = layout.device
         self.keys = torch.tensor([row_key(r.row.ids, r.seed, r.sample) for r in requests], device=device)
         width = max(len(row) for row in self.prompts)
         self.lengths = torch.tensor([len(row) for row in self.prompts], device=device)

@@ -82,6 +82,12 @@ class Layout:
     def __repr__(self) -> str:
         return f"Layout({self._described}; {self.blocks_path})"
 
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the device of the decoder's first weight that is not offloaded."""
+        weights = (p.device for p in self.decoder.parameters())
+        return next((device for device in weights if device.type != "meta"), torch.device("cpu"))
+
     # -- reading what the user wrote ----------------------------------------------------------------
 
     def sites(self, spec: SiteSpec) -> list[Site]:
@@ -294,9 +300,7 @@ class Layout:
     def _tokens(self) -> Tensor:
         """Five distinct ids from the middle of the vocabulary, away from special tokens."""
         ids = [i for i in range(self.vocab_size // 3, self.vocab_size) if i != self._pad]
-        weights = (p.device for p in self.decoder.parameters())
-        device = next((d for d in weights if d.type != "meta"), torch.device("cpu"))
-        return torch.tensor([ids[:_TRACE_TOKENS]], device=device)
+        return torch.tensor([ids[:_TRACE_TOKENS]], device=self.device)
 
     # -- messages ------------------------------------------------------------------------------------
 

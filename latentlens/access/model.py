@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from latentlens.access.cache import ActivationCache
-from latentlens.access.capture import NonFinite, Outcome, Plan, capture, select
+from latentlens.access.capture import NonFinite, Outcome, Plan, capture, forecast_bytes, select
 from latentlens.access.forecast import Forecast, available_memory, forecast
 from latentlens.access.forward import check_plan
 from latentlens.access.generate import Decoding, Request, generate
@@ -274,12 +274,12 @@ class LensModel:
         return Plan(tuple(rows), tuple(found), tuple(selections), kind, plan)
 
     def _refuse_too_large(self, plan: Plan, max_gib: float | None) -> None:
-        size = forecast(self.layout, plan, self.token_budget, timed=False)
+        size = forecast_bytes(plan, self.layout)
         ceiling = available_memory() // 2 if max_gib is None else int(max_gib * 2**30)
-        if size.bytes > ceiling:
+        if size > ceiling:
             limit = f"max_gib={max_gib:g}" if max_gib is not None else "half of the free memory"
             raise TooLarge(
-                f"this capture would hold {size.bytes / 2**30:.3g} GiB, more than {limit} "
+                f"this capture would hold {size / 2**30:.3g} GiB, more than {limit} "
                 f"({ceiling / 2**30:.3g} GiB). Ask for fewer sites or positions, pool=, or raise max_gib."
             )
 

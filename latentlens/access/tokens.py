@@ -145,9 +145,7 @@ class RowReader:
                 "Shorten it, or pass truncate='left' or truncate='right'."
             )
         keep = slice(len(row) - limit, None) if truncate == "left" else slice(0, limit)
-        kept = range(len(row))[keep]
-        n_prompt = sum(1 for i in kept if i < row.n_prompt)
-        return TokenRow(row.ids[keep], n_prompt, row.role[keep], row.turn[keep], row.special[keep], row.text)
+        return row.cut(keep)
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:

@@ -79,12 +79,7 @@ class Activations:
 
     def stack(self, spec: str | Sequence[Site | str] | None = None) -> Tensor:
         """Several sites of equal width as one tensor (n_sites, n_rows, d); all of them by default."""
-        if spec is None:
-            sites = list(self.values)
-        elif isinstance(spec, str):
-            sites = self._find(spec)
-        else:
-            sites = [site for one in spec for site in self._find(one)]
+        sites = list(self.values) if spec is None else self.expand(spec)
         shapes = {tuple(self.values[s].shape[1:]) for s in sites}
         if len(shapes) != 1:
             raise BadInput(f"sites of different widths cannot be stacked: {shapes}")
@@ -133,10 +128,6 @@ class Activations:
             held = [s for s in self.values if s.point == point]
             if blocks is None or not held:
                 found = held
-            elif blocks.strip() == "*" or ":" in blocks:
-                count = self.about.get("n_blocks") or max(s.block or 0 for s in held) + 1
-                inside = set(block_indices(blocks, count))
-                found = [s for s in held if s.block in inside]
             else:
                 count = self.about.get("n_blocks") or max(s.block or 0 for s in held) + 1
                 wanted = set(block_indices(blocks, count))

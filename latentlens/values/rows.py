@@ -42,6 +42,11 @@ class TokenRow:
             self.text,
         )
 
+    def cut(self, keep: slice) -> TokenRow:
+        """The positions inside a slice, with their labels; the text stays that of the whole row."""
+        n_prompt = sum(i < self.n_prompt for i in range(len(self))[keep])
+        return TokenRow(self.ids[keep], n_prompt, self.role[keep], self.turn[keep], self.special[keep], self.text)
+
     def __len__(self) -> int:
         return len(self.ids)
 

@@ -176,9 +176,7 @@ def steered_positions(where: Where, row: TokenRow) -> tuple[int, ...]:
     positions stay where they were. So a cached decode and a recomputation of the same row edit the same tokens.
     """
     n = row.n_prompt
-    prompt = row if n == len(row) else TokenRow(
-        row.ids[:n], n, row.role[:n], row.turn[:n], row.special[:n], row.text
-    )  # fmt: skip
+    prompt = row if n == len(row) else row.cut(slice(0, n))
     found: list[int] = []
     if where.kind != "response" and not (where.kind == "index" and all(i >= n for i in where.args)):
         inside = replace(where, args=tuple(i for i in where.args if i < n)) if where.kind == "index" else where
