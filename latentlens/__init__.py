@@ -23,13 +23,29 @@ if TYPE_CHECKING:
     from latentlens.methods import probe as probe
     from latentlens.values.activations import Activations as Activations
     from latentlens.values.directions import Direction as Direction
-    from latentlens.values.interventions import Add as Add
+    from latentlens.values.gates import Condition as Condition
+    from latentlens.values.gates import Gate as Gate
+    from latentlens.values.operations import Add as Add
+    from latentlens.values.operations import AddAt as AddAt
+    from latentlens.values.operations import Affine as Affine
+    from latentlens.values.operations import Clamp as Clamp
+    from latentlens.values.operations import ConceptEdit as ConceptEdit
+    from latentlens.values.operations import NormPreservingAdd as NormPreservingAdd
+    from latentlens.values.operations import Patch as Patch
+    from latentlens.values.operations import ProjectOut as ProjectOut
+    from latentlens.values.operations import Reflect as Reflect
+    from latentlens.values.operations import RelativeAdd as RelativeAdd
+    from latentlens.values.operations import Rotate as Rotate
+    from latentlens.values.operations import Scale as Scale
+    from latentlens.values.operations import Slerp as Slerp
     from latentlens.values.results import Arm as Arm
     from latentlens.values.results import Estimate as Estimate
     from latentlens.values.results import ProbeSweep as ProbeSweep
     from latentlens.values.results import SteeringEffect as SteeringEffect
+    from latentlens.values.rollouts import Record as Record
     from latentlens.values.rollouts import Rollout as Rollout
     from latentlens.values.rollouts import Rollouts as Rollouts
+    from latentlens.values.schedules import Schedule as Schedule
     from latentlens.values.sites import Site as Site
     from latentlens.values.where import PerRow as PerRow
     from latentlens.values.where import Where as Where
@@ -51,7 +67,23 @@ _LAZY = {
     "ProbeSweep": ("latentlens.values.results", "ProbeSweep"),
     "Section": ("latentlens.views.report", "Section"),
     "SteeringEffect": ("latentlens.values.results", "SteeringEffect"),
-    "Add": ("latentlens.values.interventions", "Add"),
+    "Add": ("latentlens.values.operations", "Add"),
+    "AddAt": ("latentlens.values.operations", "AddAt"),
+    "Affine": ("latentlens.values.operations", "Affine"),
+    "Clamp": ("latentlens.values.operations", "Clamp"),
+    "ConceptEdit": ("latentlens.values.operations", "ConceptEdit"),
+    "NormPreservingAdd": ("latentlens.values.operations", "NormPreservingAdd"),
+    "Patch": ("latentlens.values.operations", "Patch"),
+    "ProjectOut": ("latentlens.values.operations", "ProjectOut"),
+    "Reflect": ("latentlens.values.operations", "Reflect"),
+    "RelativeAdd": ("latentlens.values.operations", "RelativeAdd"),
+    "Rotate": ("latentlens.values.operations", "Rotate"),
+    "Scale": ("latentlens.values.operations", "Scale"),
+    "Slerp": ("latentlens.values.operations", "Slerp"),
+    "Condition": ("latentlens.values.gates", "Condition"),
+    "Gate": ("latentlens.values.gates", "Gate"),
+    "Record": ("latentlens.values.rollouts", "Record"),
+    "Schedule": ("latentlens.values.schedules", "Schedule"),
     "Direction": ("latentlens.values.directions", "Direction"),
     "PerRow": ("latentlens.values.where", "PerRow"),
     "Rollout": ("latentlens.values.rollouts", "Rollout"),

@@ -21,7 +21,7 @@ from latentlens.access.cache import ActivationCache
 from latentlens.access.model import LensModel, load
 from latentlens.methods import probe
 from latentlens.values.activations import Activations
-from latentlens.values.interventions import Add
+from latentlens.values.operations import Add
 from latentlens.values.results import Arm, ProbeSweep, SteeringEffect
 from latentlens.values.rollouts import Rollouts
 from latentlens.views.figures import by_layer, steering_effect

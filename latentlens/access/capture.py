@@ -18,7 +18,8 @@ from latentlens.access.forward import gather, read
 from latentlens.access.identity import context_digest
 from latentlens.access.layout import Layout
 from latentlens.errors import BadInput, CacheCorrupt, CacheError, NonFiniteActivations
-from latentlens.values.interventions import Intervention
+from latentlens.values.interventions import Plan as Steered
+from latentlens.values.interventions import plan_fingerprint
 from latentlens.values.rows import TokenRow
 from latentlens.values.sites import Site
 
@@ -31,14 +32,15 @@ _COMMIT_BYTES, _COMMIT_SECONDS = 64 << 20, 20.0
 class Plan:
     """What to capture: rows, sites, and per row its selections, all pooled alike.
 
-    pool: "" keeps every position as a row of the result; "mean" makes one row of each selection.
+    pool: "" keeps every position as a row of the result; "mean" makes one row of each selection. plans: the prepared
+    interventions of each row; empty when no row has any.
     """
 
     rows: tuple[TokenRow, ...]
     sites: tuple[Site, ...]
     selections: tuple[tuple[Selection, ...], ...]
     pool: str
-    steer: tuple[Intervention, ...] = ()
+    plans: tuple[Steered, ...] = ()
 
     @property
     def counts(self) -> list[int]:
@@ -119,8 +121,7 @@ def capture(
     """
     started = time.perf_counter()
     out = Outcome({})
-    # Where an edit acts depends on the prompt's length and the labels of a row, not on its token ids alone.
-    sequences = [row.labelled_digest if plan.steer else row.digest for row in plan.rows]
+    sequences = _sequences(plan)
     owners = _unique(plan, sequences)
     missing = {first: list(plan.sites) for first in owners}
     spans = _spans(plan.counts)
@@ -156,7 +157,7 @@ def capture(
                     rows = [plan.rows[i] for i in which]
                     chosen = [[s.positions for s in plan.selections[i]] for i in which]
                     keep = lambda width: gather(width, chosen, plan.pool != "")
-                    values = read(layout, rows, sites, keep, plan.steer)
+                    values = read(layout, rows, sites, keep, [plan.plans[i] for i in which] if plan.plans else None)
                     out.forwards += 1
                     receive(courier.send(which, values))
 
@@ -183,6 +184,20 @@ def forecast_bytes(plan: Plan, layout: Layout, missing: Mapping[int, Sequence[Si
     counts = plan.counts
     width = {site: layout.width(site) for site in plan.sites}
     return itemsize * sum(counts[i] * width[site] for i, sites in wanted.items() for site in sites)
+
+
+def _sequences(plan: Plan) -> list[str]:
+    """Content key of every row: its token ids, and, for a steered row, its labels and what is done to it.
+
+    Where an edit acts depends on the prompt's length and the labels of a row, not on its token ids alone.
+    """
+    if not any(plan.plans):
+        return [row.digest for row in plan.rows]
+    marks = {steer: plan_fingerprint(steer) for steer in dict.fromkeys(plan.plans)}
+    return [
+        f"{row.labelled_digest}|{marks[steer]}" if steer else row.digest
+        for row, steer in zip(plan.rows, plan.plans, strict=True)
+    ]
 
 
 def _unique(plan: Plan, sequences: Sequence[str]) -> dict[int, list[int]]:

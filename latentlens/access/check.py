@@ -150,7 +150,7 @@ def _cached(lm: LensModel, rows: Sequence[TokenRow], rounding: float) -> Finding
     """
     name = "cached batched decode = full recomputation (tokens)"
     how = Decoding(_NEW_TOKENS, 0.0, frozenset(), lm.token_budget, lm._new_cache)
-    texts = generate(lm.layout, [Request(row, 0, 0) for row in rows], (), how)
+    texts = generate(lm.layout, [Request(row, 0, 0) for row in rows], how)
     wrong = total = 0
     for row, text in zip(rows, texts, strict=True):
         logits = _plain(lm, TokenRow.plain(row.ids + text))[0, len(row) - 1 : -1].float()

@@ -8,16 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from latentlens.access.edits import Edits
 from latentlens.access.hooks import Callback, StopForward, Tap, hooked, require_fired
 from latentlens.access.layout import Layout
-from latentlens.errors import BadInput
-from latentlens.values.interventions import Intervention
+from latentlens.access.selector import Frame
+from latentlens.values.interventions import Plan
 from latentlens.values.rows import TokenRow
 from latentlens.values.sites import Site
-from latentlens.values.where import steered_positions
-
-# Editing here would not reach the stream: both are read by something after the sum was already taken.
-_READ_ONLY = {"resid_mid": "attn_out or resid_post", "logits": "final_norm"}
 
 
 @dataclass(frozen=True)
@@ -57,60 +54,22 @@ def gather(width: int, chosen: Sequence[Sequence[Sequence[int]]], pooled: bool) 
     return Gather(index, torch.tensor(segment) if pooled else None, n if pooled else len(flat))
 
 
-def check_plan(layout: Layout, plan: Sequence[Intervention]) -> None:
-    """Refuse a plan that this model cannot carry out.
-
-    Raises: SiteNotFound, BadInput: no such site here, a site that cannot be edited, or another width.
-    """
-    for item in plan:
-        if item.site.point in _READ_ONLY:
-            raise BadInput(
-                f"{item.site} can be read but not edited: use {_READ_ONLY[item.site.point]} of the same block instead"
-            )
-        layout.tap(item.site)
-        direction = getattr(item, "direction", None)
-        if direction is not None and item.site.point.startswith("resid") and direction.vector.numel() != layout.d_model:
-            raise BadInput(f"{direction} has {direction.vector.numel()} entries, the model's stream {layout.d_model}")
-
-
-def edit_calls(
-    layout: Layout, plan: Sequence[Intervention], masks: Callable[[Intervention], Tensor | None]
-) -> list[tuple[Tap, Callback]]:
-    """Callbacks that carry out a plan.
-
-    Args: masks: for an intervention, the boolean (batch, token) of the positions to edit in the forward
-        that is running, or None for no position at all.
-    """
-
-    def call(item: Intervention) -> Callback:
-        def apply(states: Tensor) -> Tensor | None:
-            mask = masks(item)
-            if mask is None:
-                return None
-            mask = mask.to(states.device)
-            new = states.clone()
-            new[mask] = item.edit(states[mask].float()).to(states.dtype)  # float32 inside, one cast at the end
-            return new
-
-        return apply
-
-    return [(layout.tap(item.site), call(item)) for item in plan]
-
-
 def read(
     layout: Layout,
     rows: Sequence[TokenRow],
     sites: Sequence[Site],
     keep: Callable[[int], Gather],
-    plan: Sequence[Intervention] = (),
+    plans: Sequence[Plan] | None = None,
+    watch: Callable[[Edits], None] | None = None,
 ) -> Mapping[Site, Tensor]:
-    """Values at sites for one batch of rows, read after the plan's edits at the same site.
+    """Values at sites for one batch of rows, read after the edits of each row's plan at the same site.
 
     Rows are padded on the right: under causal attention no token sees the padding, positions start at 0 in
     every row, and no attention mask is needed, which lets the fast causal kernels run. The pass stops after the
     deepest block asked for; the unembedding runs for `logits` only, and then for the kept positions only.
 
-    Args: keep: from the padded width to the Gather of this batch.
+    Args: keep: from the padded width to the Gather of this batch. plans: prepared, one per row. watch: is handed
+        the edits before the forward, to have them record what they change.
     Returns: per site (n_out, width), on the device where the model made them.
     Raises: HookNeverFired.
     """
@@ -125,8 +84,11 @@ def read(
 
     # Edits below the deepest reading cannot change it, and an edit that is never reached would be an error.
     deepest = max(sites, key=lambda site: site.depth)
-    plan = [item for item in plan if item.site.depth <= deepest.depth]
-    masks = {item: _mask(item, rows, width) for item in plan}
+    reached = [tuple(item for item in plan if item.site.depth <= deepest.depth) for plan in plans or [()] * len(rows)]
+    edits = Edits(layout, reached, rows)
+    edits.announce(Frame.of_rows(rows, width, edits.sentence_ends))
+    if watch is not None:
+        watch(edits)
     found: dict[Site, Tensor] = {}
 
     def keep_at(site: Site) -> Callback:
@@ -135,7 +97,7 @@ def read(
 
         return look
 
-    calls = edit_calls(layout, plan, masks.__getitem__)
+    calls = edits.calls()
     calls += [(layout.tap(site), keep_at(site)) for site in sites if site.point != "logits"]
     if any(site.point == "logits" for site in sites):
         calls.append((_head_input(layout), lambda states: _picked_rows(picked, states)))
@@ -170,13 +132,6 @@ def _pooled(picked: Gather, values: Tensor) -> Tensor:
 def _head_input(layout: Layout) -> Tap:
     head = layout.tap(Site("logits"))
     return Tap(head.module, "in", head.name)
-
-
-def _mask(item: Intervention, rows: Sequence[TokenRow], width: int) -> Tensor | None:
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        mask[i, list(steered_positions(item.where, row))] = True
-    return mask if mask.any() else None
 
 
 def _stop_at(layout: Layout, deepest: Site) -> Tap:

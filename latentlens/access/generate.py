@@ -6,26 +6,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from latentlens.access.batching import batches, halving
-from latentlens.access.forward import edit_calls
+from latentlens.access.edits import Edits, require_acted
 from latentlens.access.hooks import hooked, require_fired
 from latentlens.access.layout import Layout
+from latentlens.access.recorder import Readings, Recorder
 from latentlens.access.sampling import choose, row_key
-from latentlens.values.interventions import Intervention
+from latentlens.access.selector import Frame
+from latentlens.values.interventions import Intervention, Plan
+from latentlens.values.rollouts import Record
 from latentlens.values.rows import TokenRow
-from latentlens.values.where import continues, steered_positions
+
+#: Told of every finished batch: which requests, what they wrote, what was read of them.
+Finished = Callable[[Sequence[int], list[tuple[int, ...]], Sequence[Readings]], Any]
 
 
 @dataclass(frozen=True)
 class Request:
-    """One continuation to make: a prompt row and the key of its randomness."""
+    """One continuation to make: a prompt row, the key of its randomness, and its plan."""
 
     row: TokenRow
     seed: int
     sample: int
+    plan: Plan = ()
 
 
 @dataclass(frozen=True)
@@ -38,54 +45,79 @@ class Decoding:
     token_budget: int
     new_cache: Callable[[], Any] | None  # None recomputes everything at every step
     logits_to_keep: bool = False  # whether the model can leave out the logits of earlier positions
+    special_ids: frozenset[int] = frozenset()
+    allow_idle: bool = False  # whether an edit that never acts is no error
 
 
 def generate(
     layout: Layout,
     requests: Sequence[Request],
-    plan: Sequence[Intervention],
     how: Decoding,
     advance: Callable[[int], Any] = lambda tokens: None,
+    finished: Finished = lambda which, texts, readings: None,
+    record: Record | None = None,
 ) -> list[tuple[int, ...]]:
     """Generated token ids of every request, in the given order.
 
     Args:
-        plan: interventions, the same for all rows.
         advance: told how many tokens were made since the last call (for a progress bar).
+        finished: told which requests a batch finished, and their tokens and readings.
+        record: what to read on the way.
     Raises: OutOfMemory, HookNeverFired.
     """
     done: list[tuple[int, ...]] = [()] * len(requests)
     lengths = [len(request.row) + how.max_new_tokens for request in requests]
 
+    acted: dict[Intervention, int] = {}
+
     def run(batch: Sequence[int]) -> None:
-        texts = _decode_batch(layout, [requests[i] for i in batch], plan, how, advance)
+        texts, readings = _decode_batch(layout, [requests[i] for i in batch], how, advance, record, acted)
         for i, ids in zip(batch, texts, strict=True):
             done[i] = ids
+        finished(batch, texts, readings)
 
     for batch in batches(lengths, how.token_budget):
         halving(batch, run)
+    if not how.allow_idle:
+        require_acted(acted)
     return done
 
 
 def _decode_batch(
     layout: Layout,
     requests: Sequence[Request],
-    plan: Sequence[Intervention],
     how: Decoding,
     advance: Callable[[int], Any],
-) -> list[tuple[int, ...]]:
-    state = _State(layout, requests, how)
-    calls = edit_calls(layout, plan, state.mask)
+    record: Record | None,
+    acted: dict[Intervention, int],
+) -> tuple[list[tuple[int, ...]], list[Readings]]:
+    rows = [request.row for request in requests]
+    edits = Edits(layout, [request.plan for request in requests], rows)
+    state, ends = _State(layout, requests, how), edits.sentence_ends
+    recorder = Recorder(layout, record, rows) if record else None
+    calls = recorder.around(edits.calls()) if recorder else edits.calls()
+
+    def forward() -> Tensor:
+        frame = state.frame(ends)
+        edits.announce(frame)
+        if recorder:
+            recorder.announce(frame)
+        return state.forward()
+
     with torch.no_grad(), hooked(calls) as fired:
         for step in range(how.max_new_tokens):
-            logits = state.forward()
-            ids = choose(logits, how.temperature, state.keys, torch.full_like(state.keys, step))
+            ids = choose(forward(), how.temperature, state.keys, torch.full_like(state.keys, step))
             advance(state.append(ids))
-            if not state.open:
+            if not state.open.any():
                 break
-            state.drop_finished()
+            if not (record and record.last_token):
+                state.drop_finished()
+        if record and record.last_token:  # it has been sampled, and nothing has read it yet
+            forward()
     require_fired(fired)
-    return state.texts
+    for item, n in edits.acted().items():
+        acted[item] = acted.get(item, 0) + n
+    return state.texts, recorder.readings(state.texts) if recorder else []
 
 
 class _State:
@@ -97,36 +129,53 @@ class _State:
 
     def __init__(self, layout: Layout, requests: Sequence[Request], how: Decoding) -> None:
         self.layout, self.how = layout, how
-        self.prompts = [request.row for request in requests]
         self.texts: list[tuple[int, ...]] = [()] * len(requests)
-        self.live = list(range(len(requests)))
-        self.open = set(self.live)
+        self.live = np.arange(len(requests))
+        self.open = np.ones(len(requests), dtype=bool)
         device = layout.device
         self.keys = torch.tensor([row_key(r.row.ids, r.seed, r.sample) for r in requests], device=device)
-        width = max(len(row) for row in self.prompts)
-        self.lengths = torch.tensor([len(row) for row in self.prompts], device=device)
-        self.ids = torch.zeros(len(requests), width, dtype=torch.long)
-        for i, row in enumerate(self.prompts):
-            self.ids[i, width - len(row) :] = torch.tensor(row.ids)
-        self.ids = self.ids.to(device)
-        self.n_prompt = width
+        lengths = np.array([len(request.row) for request in requests])
+        self.n_prompt = int(lengths.max())
+        self.pad = self.n_prompt - lengths
+        ids = np.zeros((len(requests), self.n_prompt), dtype=np.int64)
+        for i, request in enumerate(requests):
+            ids[i, self.pad[i] :] = request.row.ids
+        self.ids = torch.from_numpy(ids).to(device)
+        self.written = np.zeros((len(requests), 0), dtype=np.int64)  # the generated columns, on the host
         self.past: Any = how.new_cache() if how.new_cache else None
-        self.start = 0  # first column of the running forward
+
+    @property
+    def start(self) -> int:
+        """First column of the next forward."""
+        width = self.ids.shape[1]
+        return 0 if self.past is None or width == self.n_prompt else width - 1
+
+    def frame(self, ends: frozenset[int]) -> Frame:
+        """What the next forward holds. Args: ends: token ids that end a sentence, when somebody asks for sentences."""
+        columns = np.arange(self.start, self.ids.shape[1])
+        positions = np.maximum(columns[None] - self.pad[self.live][:, None], -1)
+        written = self.written[self.live]
+        first = self.start - self.n_prompt  # of the generated columns
+        special = sentences = None
+        if self.how.special_ids and written.shape[1]:
+            special = _from_column(np.isin(written, list(self.how.special_ids)), first)
+        if ends and written.shape[1]:
+            closes = np.isin(written, list(ends)).astype(np.int64)
+            sentences = _from_column(np.cumsum(closes, axis=1) - closes, first)
+        return Frame(self.live, positions, special, sentences, self.open[self.live])
 
     def forward(self) -> Tensor:
         """Logits of the next token, (rows, vocab)."""
-        width = self.ids.shape[1]
-        self.start = 0 if self.past is None or width == self.n_prompt else width - 1
+        width, start = self.ids.shape[1], self.start
         columns = torch.arange(width, device=self.ids.device)
-        pad = self.n_prompt - self.lengths
+        pad = torch.from_numpy(self.pad[self.live]).to(self.ids.device)
         inputs: dict[str, Any] = {
-            "input_ids": self.ids[:, self.start :],
+            "input_ids": self.ids[:, start:],
             "attention_mask": (columns[None] >= pad[:, None]).long(),
             "use_cache": self.past is not None,
         }
         if self.layout.accepts_position_ids:
-            positions = (columns[None] - pad[:, None]).clamp(min=0)
-            inputs["position_ids"] = positions[:, self.start :]
+            inputs["position_ids"] = (columns[None] - pad[:, None]).clamp(min=0)[:, start:]
         if self.past is not None:
             inputs["past_key_values"] = self.past
         if self.how.logits_to_keep:
@@ -136,42 +185,31 @@ class _State:
     def append(self, ids: Tensor) -> int:
         """Add one token a row; finished rows get a filler that nothing reads. Returns how many were added."""
         self.ids = torch.cat([self.ids, ids[:, None]], 1)
-        before = len(self.open)
-        for i, token in zip(self.live, ids.tolist(), strict=True):
-            if i in self.open:
+        tokens = ids.tolist()
+        column = np.zeros((len(self.written), 1), dtype=np.int64)
+        column[self.live, 0] = tokens
+        self.written = np.concatenate([self.written, column], axis=1)
+        before = int(self.open.sum())
+        for i, token in zip(self.live.tolist(), tokens, strict=True):
+            if self.open[i]:
                 self.texts[i] += (token,)
-                if token in self.how.stop_ids:
-                    self.open.discard(i)
+                self.open[i] = token not in self.how.stop_ids
         return before
 
     def drop_finished(self) -> None:
         """Once half of the batch is finished, go on with the rest alone."""
-        if 2 * len(self.open) > len(self.live):
+        keep = np.flatnonzero(self.open[self.live])
+        if 2 * len(keep) > len(self.live):
             return
-        keep = [row for row, i in enumerate(self.live) if i in self.open]
-        index = torch.tensor(keep, device=self.ids.device)
-        self.live = [self.live[row] for row in keep]
-        self.prompts = [self.prompts[row] for row in keep]
-        self.ids, self.keys, self.lengths = self.ids[index], self.keys[index], self.lengths[index]
+        index = torch.from_numpy(keep).to(self.ids.device)
+        self.live = self.live[keep]
+        self.ids, self.keys = self.ids[index], self.keys[index]
         if self.past is not None:
             self.past.batch_select_indices(index)
 
-    def mask(self, item: Intervention) -> Tensor | None:
-        """Boolean (rows, columns of the running forward): where this intervention acts now."""
-        width, kind = self.ids.shape[1], item.where.kind
-        columns = torch.arange(self.start, width, device=self.ids.device)
-        inside = columns[None] >= (self.n_prompt - self.lengths)[:, None]
-        if kind == "all":
-            return inside
-        if kind == "response":
-            mask = inside & (columns >= self.n_prompt)[None]
-        else:
-            mask = torch.zeros_like(inside)
-            for at, (i, row) in enumerate(zip(self.live, self.prompts, strict=True)):
-                shift = self.n_prompt - len(row) - self.start
-                seen = row.continued(self.texts[i][: width - self.n_prompt])
-                if self.start < self.n_prompt:
-                    mask[at, [shift + p for p in steered_positions(item.where, seen)]] = True
-                elif len(seen) == width - self.n_prompt + len(row):  # not finished
-                    mask[at, -1] = continues(item.where, seen, len(seen) - 1)
-        return mask if mask.any() else None
+
+def _from_column(generated: np.ndarray, first: int) -> np.ndarray:
+    """Values of generated columns for a forward that begins at column `first` of them (negative: in the prompt)."""
+    if first >= 0:
+        return generated[:, first:]
+    return np.concatenate([np.zeros((len(generated), -first), generated.dtype), generated], axis=1)

@@ -8,6 +8,7 @@ exception or an interrupt too; hooks of other people are left alone.
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -67,6 +68,26 @@ def hooked(calls: Sequence[tuple[Tap, Callback]], shape: tuple[int, int] | None 
     finally:
         for handle in handles:
             handle.remove()
+        _IN_FORCE.reset(token)
+
+
+@contextmanager
+def watched(module: nn.Module, see: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Show `see` the arguments of every forward of a module, by name, while the `with` lasts."""
+    plan = object()
+    names = list(inspect.signature(module.forward).parameters)
+    refuse_compiled([module])
+
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if plan in _IN_FORCE.get():
+            see({**dict(zip(names, args, strict=False)), **kwargs})
+
+    token = _IN_FORCE.set((*_IN_FORCE.get(), plan))
+    handle = module.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
         _IN_FORCE.reset(token)
 
 

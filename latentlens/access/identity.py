@@ -37,8 +37,8 @@ class Identity:
         self._source_stamp = self._stamp() if source else None
         self._lock = threading.Lock()
 
-    def context(self, interventions: str = "", *, hash_weights: bool = True) -> dict[str, Any]:
-        """Everything that changes the activations of given token ids, readable.
+    def context(self, *, hash_weights: bool = True) -> dict[str, Any]:
+        """Everything that changes the activations of given token ids, readable; interventions are part of a row's key.
 
         Args: hash_weights: without a cache nobody needs the digest of a 70B model; it is then given only if it is
             known already, and "not hashed" otherwise.
@@ -56,7 +56,6 @@ class Identity:
             "training": self.model.training,
             "versions": {"transformers": _major_minor("transformers"), "torch": _major_minor("torch")}
             | ({"bitsandbytes": _major_minor("bitsandbytes")} if self.quantization else {}),
-            "interventions": interventions,
         }
 
     def weights(self) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,17 +15,22 @@ from torch import Tensor
 from latentlens.access.cache import ActivationCache
 from latentlens.access.capture import NonFinite, Outcome, Plan, capture, forecast_bytes, select
 from latentlens.access.forecast import Forecast, available_memory, forecast
-from latentlens.access.forward import check_plan
-from latentlens.access.generate import Decoding, Request, generate
+from latentlens.access.generate import Request
 from latentlens.access.identity import Identity, context_digest, package_versions
+from latentlens.access.labels import labels_of
 from latentlens.access.layout import Layout, SiteSpec
 from latentlens.access.loading import Loaded, Quantization, load_model, new_cache
+from latentlens.access.plans import prepare, prepare_all
 from latentlens.access.progress import Progress
+from latentlens.access.reference import TEXTS, median_norm, sentence_ends
+from latentlens.access.runs import decoding, run
+from latentlens.access.steering import in_force, own_forward, steering
 from latentlens.access.tokens import RowReader, Truncate
 from latentlens.errors import BadInput, CheckFailed, TooLarge, WhereNotValid
-from latentlens.values.activations import LABELS, Activations
-from latentlens.values.interventions import as_plan, plan_fingerprint
-from latentlens.values.rollouts import Rollout, Rollouts
+from latentlens.values.activations import Activations
+from latentlens.values.interventions import Plan as Steered
+from latentlens.values.interventions import as_plans
+from latentlens.values.rollouts import Record, Rollouts
 from latentlens.values.rows import TokenRow
 from latentlens.values.sites import Site
 from latentlens.values.where import resolve
@@ -103,6 +108,7 @@ class LensModel:
         model, tokenizer: the Hugging Face objects, untouched.
         layout: where the sites are. cache: the activation cache, or None.
         token_budget: padded tokens per forward pass; raise it on large accelerators.
+        reference_texts: texts on which `median_norm` measures the size of states.
     """
 
     def __init__(self, loaded: Loaded, cache: ActivationCache | None, *, name: str | None = None) -> None:
@@ -117,6 +123,9 @@ class LensModel:
         self._reader = RowReader(loaded.tokenizer, self.layout.vocab_size, self.layout.max_positions)
         self._identity = Identity(loaded.model, loaded.source, loaded.quantization)
         self._new_cache = new_cache(loaded.model)
+        self.reference_texts: Any = list(TEXTS) if name is None else _organism_texts()
+        self._norms: dict[Any, float] = {}
+        self._ends: frozenset[int] | None = None
 
     # -- the verbs ------------------------------------------------------------------------------------
 
@@ -161,7 +170,8 @@ class LensModel:
                 "model.layers.5", or a block index.
             where: positions in the unpadded row: "last", "prompt", "response", "all", "mean" (all, averaged), ...
             pool: None (one row a position), "last", "mean", "span", or ("segments", k). Means are float32.
-            steer: interventions in force; sites are read after the edits made there.
+            steer: interventions in force: one plan for all rows, or a list with one plan per row. Sites are read
+                after the edits made there.
             truncate: "left" or "right" to cut rows that exceed the context instead of raising.
             max_gib: ceiling on the size of the result; half of the free memory by default.
             cached: False neither reads nor writes the cache.
@@ -175,16 +185,17 @@ class LensModel:
         plan = self._plan(inputs, sites, where, pool, steer, truncate)
         cache = self.cache if cached else None
         self._refuse_too_large(plan, max_gib)
-        context = self._identity.context(plan_fingerprint(plan.steer), hash_weights=cache is not None)
-        outcome = capture(
-            self.layout,
-            plan,
-            cache,
-            context,
-            token_budget=self.token_budget,
-            progress=lambda total: Progress("capture", total, "tok"),
-            nonfinite=nonfinite,
-        )
+        context = self._identity.context(hash_weights=cache is not None)
+        with own_forward():
+            outcome = capture(
+                self.layout,
+                plan,
+                cache,
+                context,
+                token_budget=self.token_budget,
+                progress=lambda total: Progress("capture", total, "tok"),
+                nonfinite=nonfinite,
+            )
         values = {site: self._shaped(site, outcome.values[site]) for site in plan.sites}
         labels = self._labels(plan)
         if nonfinite == "raise":
@@ -209,42 +220,75 @@ class LensModel:
         seed: int = 0,
         steer: Any = None,
         *,
+        record: Any = None,
         stop_ids: Sequence[int] | None = None,
         truncate: Truncate = None,
+        allow_idle: bool = False,
     ) -> Rollouts:
         """Continue prompts, KV-cached and batched; `samples` continuations of each.
 
-        A row depends on its own prompt, `seed` and sample index only, whatever else is in the batch, and two runs
-        that differ only in `steer` share their randomness (they are paired).
+        A row depends on its own prompt, plan, `seed` and sample index only, whatever else is in the batch, and two
+        runs that differ only in `steer` share their randomness (they are paired).
 
         Args:
             temperature: 0 is greedy (every sample is then the same).
-            steer: interventions, applied in the given order.
+            steer: one plan (an intervention or a list, applied in order) for all prompts, or a list with one plan
+                (None, an intervention or a list) per prompt: [[a], [b, c], None]. They run in one batch.
+            record: sites, or a `Record`, to read while the text is written; see `Rollouts.readings`.
             stop_ids: token ids that end a row; the model's end-of-text tokens by default.
+            allow_idle: do not raise when an intervention never acts.
         Raises: BadInput, ContextTooLong, OutOfMemory, HookNeverFired.
         """
         if max_new_tokens < 1 or samples < 1:
             raise BadInput(f"max_new_tokens={max_new_tokens} and samples={samples} must be at least 1")
         if not temperature >= 0:
             raise BadInput(f"temperature={temperature} must be 0 (greedy) or more")
-        plan = as_plan(steer)
-        check_plan(self.layout, plan)
         rows = self._reader.rows(prompts, truncate=truncate, continue_last=True, room=max_new_tokens)
-        requests = [Request(row, seed, sample) for row in rows for sample in range(samples)]
-        stops = frozenset(self._stop_ids() if stop_ids is None else stop_ids)
-        keep = "logits_to_keep" in inspect.signature(self.model.forward).parameters
-        how = Decoding(max_new_tokens, temperature, stops, self.token_budget, self._new_cache, keep)
-        with Progress("generate", len(requests) * max_new_tokens, "tok") as bar:
-            texts = generate(self.layout, requests, plan, how, bar.update)
-        items = []
-        for i, (request, ids) in enumerate(zip(requests, texts, strict=True)):
-            finish = "eos" if ids and ids[-1] in stops else "length"
-            prompt = request.row.text or self._reader.decode(request.row.ids)
-            text = self._reader.decode(ids)
-            items.append(
-                Rollout(prompt, request.row, ids, text, i // samples, request.sample, seed, temperature, plan, finish)
-            )
-        return Rollouts(tuple(items), {"model": self.name, "weights": self._identity.known_weights()})
+        given, ready = self._steered(steer, len(rows))
+        requests = [Request(row, seed, n, plan) for row, plan in zip(rows, ready, strict=True) for n in range(samples)]
+        how = decoding(self, max_new_tokens, temperature, stop_ids, allow_idle)
+        prompt = [i for i in range(len(rows)) for _ in range(samples)]
+        return run(self, requests, prompt, [given[i] for i in prompt], how, Record.of(record))
+
+    @contextmanager
+    def steer(self, *plan: Any, prompt_width: int | None = None, allow_idle: bool = False) -> Iterator[LensModel]:
+        """Edit every forward of the model inside the `with`, whoever runs it.
+
+            with lm.steer(ll.Add(direction, 2.0)):
+                lm.model.generate(**inputs)             # transformers, a pipeline, your own loop
+                lm.activations(texts)                   # and our verbs, which add their own steer= after it
+
+        Left and right padding, beams, several sequences per prompt, static caches, prefill in chunks and no cache at
+        all are followed; single tokens after the prompt count as generated.
+
+        Args:
+            plan: interventions; or one list with a plan per prompt of the batch.
+            prompt_width: columns of the prompt, when your own code reads it in chunks.
+            allow_idle: do not raise when an intervention never acts.
+        Raises: BadInput, SiteNotFound, HookNeverFired, CompiledModel.
+        """
+        given = plan[0] if len(plan) == 1 else plan
+        per_row = isinstance(given, (list, tuple)) and any(p is None or isinstance(p, (list, tuple)) for p in given)
+        plans = as_plans(given, len(given) if per_row else 1)
+        ready = prepare_all(plans, self._ready)
+        with steering(
+            self.layout,
+            ready,
+            special_ids=self._reader.special_ids,
+            prompt_width=prompt_width,
+            allow_idle=allow_idle,
+        ):
+            yield self
+
+    def median_norm(self, site: Any) -> float:
+        """Median norm of the states at a site over the content tokens of `reference_texts`: the unit of unit="norm".
+
+        Read through the cache; special tokens, whose norms are often a hundred times larger, are left out.
+        """
+        (found,) = self.layout.sites(site)
+        if found not in self._norms:
+            self._norms[found] = median_norm(self, found)
+        return self._norms[found]
 
     def check(self, texts: Sequence[str] | None = None) -> CheckReport:
         """Parity self-test: padded = single, cached = full, sdpa = eager, hook = recorded output.
@@ -262,16 +306,34 @@ class LensModel:
             if pool not in (None, "mean"):
                 raise BadInput(f"where='mean' already pools; it does not go with pool={pool!r}")
             where, pool = "all", "mean"
-        plan = as_plan(steer)
-        check_plan(self.layout, plan)
         found = self.layout.sites(sites)
         rows = self._reader.rows(inputs, truncate=truncate)
+        _, plans = self._steered(steer, len(rows))
         try:
             positions = resolve(where, rows)
         except WhereNotValid as error:
             raise WhereNotValid(f"{error} (of {len(rows)} rows)") from None
         kind, selections = select(positions, rows, pool)
-        return Plan(tuple(rows), tuple(found), tuple(selections), kind, plan)
+        return Plan(tuple(rows), tuple(found), tuple(selections), kind, tuple(plans) if any(plans) else ())
+
+    def _steered(self, steer: Any, n_rows: int) -> tuple[list[Steered], list[Steered]]:
+        """The plan of every row, those of surrounding `steer`s first: as given, and made ready for this model."""
+        given = as_plans(steer, n_rows)
+        ready = prepare_all(given, self._ready)
+        for around in reversed(in_force(self.model)):
+            if n_rows % len(around):
+                raise BadInput(f"the surrounding steer has {len(around)} plans, this call {n_rows} rows")
+            each = n_rows // len(around)
+            ready = [(*around[i // each], *plan) for i, plan in enumerate(ready)]
+        return given, ready
+
+    def _ready(self, plan: Steered) -> Steered:
+        return prepare(self.layout, plan, self.median_norm, self._sentence_ends)
+
+    def _sentence_ends(self) -> frozenset[int]:
+        if self._ends is None:
+            self._ends = sentence_ends(self.tokenizer, self.layout.vocab_size)
+        return self._ends
 
     def _refuse_too_large(self, plan: Plan, max_gib: float | None) -> None:
         size = forecast_bytes(plan, self.layout)
@@ -288,24 +350,12 @@ class LensModel:
         return value if heads is None else value.unflatten(-1, heads)
 
     def _labels(self, plan: Plan) -> dict[str, np.ndarray]:
-        columns: dict[str, list[np.ndarray]] = {name: [] for name in LABELS}
-        for i, (row, chosen) in enumerate(zip(plan.rows, plan.selections, strict=True)):
-            if plan.pool:
-                first = np.array([s.positions[0] for s in chosen])
-                last = np.array([s.positions[-1] for s in chosen])
-            else:
-                first = last = np.concatenate([np.array(s.positions) for s in chosen])
-            columns["text"].append(np.full(len(first), i))
-            columns["position"].append(first)
-            columns["stop"].append(last + 1)
-            columns["token_id"].append(np.array(row.ids)[last])
-            columns["role"].append(np.array(row.role, dtype=object)[last])
-            columns["turn"].append(np.array(row.turn)[last])
-            columns["generated"].append(last >= row.n_prompt)
-            columns["special"].append(np.array(row.special)[last])
-        labels = {name: np.concatenate(parts) for name, parts in columns.items() if parts}
-        labels["token"] = np.array(self._reader.decode_each(labels["token_id"].tolist()), dtype=object)
-        return {name: labels[name] for name in LABELS}
+        first, last = [], []
+        for chosen in plan.selections:
+            positions = [s.positions for s in chosen] if plan.pool else [(p,) for s in chosen for p in s.positions]
+            first.append(np.array([p[0] for p in positions]))
+            last.append(np.array([p[-1] for p in positions]))
+        return labels_of(self._reader, plan.rows, first, last)
 
     def _about(self, context: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
         return {
@@ -321,14 +371,6 @@ class LensModel:
             "seconds": outcome.seconds,
             "versions": package_versions(),
         }
-
-    def _stop_ids(self) -> list[int]:
-        config = getattr(self.model, "generation_config", None)
-        ids = getattr(config, "eos_token_id", None)
-        found = set(ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids])
-        if self.tokenizer is not None and self.tokenizer.eos_token_id is not None:
-            found.add(self.tokenizer.eos_token_id)
-        return sorted(found)
 
     # -- shown to people ----------------------------------------------------------------------------
 
@@ -354,3 +396,10 @@ class LensModel:
         )
         head = "<tr><th>site</th><th>module</th></tr>"
         return f"<div><code>{escape(repr(self))}</code><table>{head}{sites}</table></div>"
+
+
+def _organism_texts() -> list[Any]:
+    """Chats of the embedded model's own kind: it knows no other words."""
+    from latentlens.organism.corpus import texts
+
+    return [text.messages() for family in ("topics", "arithmetic", "truth") for text in texts(family, 24, 0)]

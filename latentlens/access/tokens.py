@@ -84,7 +84,7 @@ class RowReader:
         if isinstance(item, TokenRow):
             return item
         if isinstance(item, Rollout):
-            return item.full_row
+            return item.row.continued(item.generated, self.special_ids)
         if isinstance(item, str):
             return self._text(item, index)
         if isinstance(item, torch.Tensor) or hasattr(item, "__array__"):

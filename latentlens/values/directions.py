@@ -25,7 +25,8 @@ class Direction:
     """A vector at a site, with its frame.
 
     vector: (d,), kept in float32. site: where it lives, `Site("resid_post", 3)` or `"resid_post[3]"`.
-    frame: "raw" (in the model's own coordinates) or "centred" (estimated on mean-subtracted activations).
+    frame: "raw" (the model's own coordinates) or "centred" (each state minus its mean over d_model, as TransformerLens
+        and the SAEs trained on it see GPT-2). Raw and centred do not mix: `to_raw()` converts.
     source: how it was found, for people and manifests.
 
     Raises: BadInput: not one-dimensional, empty, non-finite, or a zero vector.
@@ -71,8 +72,16 @@ class Direction:
             raise BadInput(f"{self} has {self.vector.numel()} entries, the values {values.shape[-1]}")
         return values.float() @ self.unit.to(values.device)
 
+    def to_raw(self) -> Direction:
+        """The same direction for the model's own coordinates: v - mean(v), so that h . v' = (h - mean(h)) . v'."""
+        if self.frame == "raw":
+            return self
+        return replace(self, vector=self.vector - self.vector.mean(), frame="raw")
+
     def cosine(self, other: Direction) -> float:
-        """Cosine of the angle to another direction of the same width."""
+        """Cosine of the angle to another direction of the same width and frame."""
+        if other.frame != self.frame:
+            raise BadInput(f"{self} and {other} are in different frames: convert with to_raw()")
         if other.vector.shape != self.vector.shape:
             raise BadInput(f"{self} and {other} have different widths")
         return float(self.unit @ other.unit)

@@ -2,16 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
+from latentlens.errors import BadInput
 from latentlens.values.interventions import Intervention
 from latentlens.values.rows import TokenRow
+from latentlens.values.where import Where
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from latentlens.values.activations import Activations
+    from latentlens.values.effects import EditEffect
+
+
+@dataclass(frozen=True)
+class Record:
+    """What to read while a model writes, in the same pass.
+
+    sites: as for `activations`. where: positions of the prompt and of what is written; by default the response.
+    edits: read "after" the edits at the site, "before" them, or "both".
+    last_token: run one more forward, so that the last sampled token has its activation too.
+    sae, latents: instead of the states at the SAE's site, the values of some of its latents (all by default).
+    """
+
+    sites: Any = ()
+    where: Any = "response"
+    edits: Literal["after", "before", "both"] = "after"
+    last_token: bool = False
+    sae: Any = None
+    latents: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Read `where`, check `edits`."""
+        if self.edits not in ("after", "before", "both"):
+            raise BadInput(f"edits={self.edits!r}: allowed are 'after', 'before' and 'both'")
+        object.__setattr__(self, "where", Where.of(self.where))
+        if self.latents is not None:
+            object.__setattr__(self, "latents", tuple(self.latents))
+
+    @classmethod
+    def of(cls, spec: Any) -> Record | None:
+        """Read None, a Record, or sites."""
+        return spec if spec is None or isinstance(spec, Record) else cls(spec)
 
 
 @dataclass(frozen=True)
@@ -41,10 +77,16 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Rollouts(Sequence[Rollout]):
-    """Rollouts in the order prompt x sample. `runs.texts`, `runs[3]`, `runs.to_frame()`."""
+    """Rollouts in the order prompt x sample. `runs.texts`, `runs[3]`, `runs.to_frame()`, `runs.effect()`.
+
+    readings: what was recorded while they were written, as Activations labelled by rollout (`text`): "after" and
+        "before" the edits, "latents".
+    """
 
     items: tuple[Rollout, ...]
     about: Mapping[str, Any] = field(default_factory=dict)
+    readings: Mapping[str, Activations] = field(default_factory=dict, repr=False)
+    measure: Callable[[Sequence[int]], EditEffect] | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -54,9 +96,22 @@ class Rollouts(Sequence[Rollout]):
     @overload
     def __getitem__(self, index: slice) -> Rollouts: ...
     def __getitem__(self, index: int | slice) -> Rollout | Rollouts:
-        if isinstance(index, slice):
-            return Rollouts(self.items[index], self.about)
-        return self.items[index]
+        if not isinstance(index, slice):
+            return self.items[index]
+        kept, measure = range(len(self))[index], self.measure
+        again = None if measure is None else lambda which: measure([kept[i] for i in which])
+        return Rollouts(self.items[index], self.about, measure=again)
+
+    def effect(self) -> EditEffect:
+        """How often each edit fired, |delta| against |h|, and the KL of every token to the unsteered model.
+
+        Each rollout is read twice more, with its edits and without.
+
+        Raises: BadInput: these rollouts did not come from a model that is still there.
+        """
+        if self.measure is None:
+            raise BadInput("these rollouts have no model to measure them with: take them from lm.generate")
+        return self.measure(range(len(self)))
 
     @property
     def texts(self) -> list[str]:

@@ -9,6 +9,7 @@ Positions count in the UNPADDED row; negative ones from its end.
     content        everything but special tokens
     5, -2, [0, 5]  positions                       slice(2, 9)    a range
     a bool mask    one value per token             PerRow([...])  one of the above per row
+    last_prompt+response                           what any of several selects
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from latentlens.errors import WhereNotValid
 from latentlens.values.rows import TokenRow
@@ -63,6 +66,8 @@ class Where:
 
     @classmethod
     def _of_word(cls, word: str) -> Where:
+        if "+" in word:
+            return cls("any", tuple(cls._of_word(part.strip()) for part in word.split("+")))
         if word in _WORDS:
             return cls(word)
         if counted := _COUNTED.fullmatch(word):
@@ -117,6 +122,8 @@ class Where:
                 if wanted < 0:
                     wanted += max(row.turn, default=-1) + 1
                 return [i for i in range(n) if row.turn[i] == wanted]
+            case "any":
+                return [i for part in self.args for i in part._raw(row)]
             case "index":
                 return self.args
             case "slice":
@@ -139,6 +146,8 @@ class Where:
                 return f"{self.kind[:-2]}-{self.args[0]}"
             case "role" | "turn":
                 return f"{self.kind}:{self.args[0]}"
+            case "any":
+                return "+".join(map(str, self.args))
             case "index":
                 return str(self.args[0] if len(self.args) == 1 else list(self.args))
             case "slice":
@@ -176,35 +185,52 @@ def steered_positions(where: Where, row: TokenRow) -> tuple[int, ...]:
     positions stay where they were. So a cached decode and a recomputation of the same row edit the same tokens.
     """
     n = row.n_prompt
-    prompt = row if n == len(row) else row.cut(slice(0, n))
-    found: list[int] = []
-    if where.kind != "response" and not (where.kind == "index" and all(i >= n for i in where.args)):
-        inside = replace(where, args=tuple(i for i in where.args if i < n)) if where.kind == "index" else where
-        found += inside.positions_or_none(prompt)
-    found += [p for p in range(n, len(row)) if continues(where, row, p)]
-    return tuple(found)
+    inside = np.flatnonzero(steered_prompt(where, row if n == len(row) else row.cut(slice(0, n))))
+    after = np.arange(n, len(row))
+    chosen = continued(where, row, after, np.array(row.special[n:], dtype=bool))
+    return (*inside.tolist(), *after[chosen].tolist())
 
 
-def continues(where: Where, row: TokenRow, position: int) -> bool:
-    """Whether a selection covers a generated position (one at or after `row.n_prompt`)."""
+def steered_prompt(where: Where, prompt: TokenRow) -> np.ndarray:
+    """Which positions of a prompt an intervention edits, (n,) bool; indices beyond it are no error here."""
+    n = len(prompt)
+    mask = np.zeros(n, dtype=bool)
+    if where.kind == "any":
+        return mask | np.any([steered_prompt(part, prompt) for part in where.args], axis=0)
+    if where.kind == "index":
+        where = replace(where, args=tuple(i for i in where.args if i < n))
+    if where.kind != "response" and (where.kind != "index" or where.args):
+        mask[list(where.positions_or_none(prompt))] = True
+    return mask
+
+
+def continued(where: Where, prompt: TokenRow, positions: np.ndarray, special: np.ndarray) -> np.ndarray:
+    """Which generated positions (at or after `prompt.n_prompt`) a selection covers, (n,) bool.
+
+    Args: special: whether a special token stands there, (n,) bool.
+    """
+    always, never = np.ones(len(positions), dtype=bool), np.zeros(len(positions), dtype=bool)
     match where.kind:
         case "all" | "response":
-            return True
+            return always
         case "content":
-            return not row.special[position]
+            return ~special
         case "role":
-            return where.args[0] == "assistant"
+            return always if where.args[0] == "assistant" else never
         case "turn":
-            return where.args[0] == max(row.turn[: row.n_prompt], default=-1) + 1
+            return always if where.args[0] == max(prompt.turn[: prompt.n_prompt], default=-1) + 1 else never
+        case "any":
+            return np.any([continued(part, prompt, positions, special) for part in where.args], axis=0)
         case "index":
-            return position in where.args
+            return np.isin(positions, where.args)
         case "slice":
             start, stop, step = where.args
             start, step = start or 0, step or 1
             if start < 0 or step < 0 or (stop is not None and stop < 0):
-                return False
-            return position >= start and (stop is None or position < stop) and (position - start) % step == 0
-    return False
+                return never
+            inside = (positions >= start) & ((positions - start) % step == 0)
+            return inside if stop is None else inside & (positions < stop)
+    return never
 
 
 def _why_empty(where: Where, row: TokenRow) -> str:
@@ -219,5 +245,5 @@ def _why_empty(where: Where, row: TokenRow) -> str:
 def _cannot_read(spec: Any) -> str:
     return (
         f"cannot read where={spec!r}. Allowed: {', '.join(_WORDS)}, first-k, last-k, role:NAME, turn:N, "
-        "an index, a list of indices, a slice, a bool mask, or PerRow([...])"
+        "an index, a list of indices, a slice, a bool mask, a sum such as last_prompt+response, or PerRow([...])"
     )
