@@ -29,7 +29,8 @@ FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "b
 # module -> the files that may import it, and never at the top
 ADAPTED = {
     "transformers": {"access/loading.py", "organism/train.py", "organism/tokenizer.py", "organism/evaluate.py"},
-    "transformer_lens": set(),
+    "transformer_lens": {"access/transformer_lens.py"},
+    "gguf": {"access/formats/gguf.py"},
     "sae_lens": set(),
     "bitsandbytes": set(),
     "ray": set(),

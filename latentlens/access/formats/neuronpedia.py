@@ -21,20 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from latentlens.access.formats.layers import model_name, numbers
+from latentlens.access.transformer_lens import hook_name
 from latentlens.errors import BadInput
 from latentlens.values.directions import Direction, as_site
 from latentlens.values.sites import BLOCK_POINTS, Site
 
-# Ours -> TransformerLens' name inside a block.
-_HOOKS = {
-    "resid_pre": "hook_resid_pre",
-    "resid_mid": "hook_resid_mid",
-    "resid_post": "hook_resid_post",
-    "attn_out": "hook_attn_out",
-    "mlp_out": "hook_mlp_out",
-    "z": "attn.hook_z",
-    "mlp_post": "mlp.hook_post",
-}
 _STRENGTH = 10.0  # Neuronpedia's own default
 
 
@@ -107,7 +98,7 @@ def _record(direction: Direction, model: str) -> dict[str, Any]:
     record: dict[str, Any] = {
         "modelId": model,
         "layer": str(direction.source.get("source_id", site.block)),
-        "hookName": f"blocks.{site.block}.{_HOOKS[site.point]}",
+        "hookName": hook_name(site),
         "vector": direction.vector.tolist(),
         "vectorLabel": direction.name,
         "vectorDefaultSteerStrength": direction.source.get("strength", _STRENGTH),
