@@ -167,8 +167,8 @@ def _illinois(target: float, low: float, high: float, tol: float) -> Generator[f
         x = (x0 * f1 - x1 * f0) / (f1 - f0) if math.isfinite(f1 - f0) else math.nan
         if not min(x0, x1) < x < max(x0, x1):
             x = (x0 + x1) / 2
-        if abs(x1 - x0) < 1e-9:
-            return None  # a jump: no strength in between
+        if abs(x1 - x0) < tol / 20:
+            return None  # between them the KL jumps past the target: steeper than c^39
         c = math.exp(x)
 
 
