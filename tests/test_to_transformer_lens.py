@@ -76,6 +76,23 @@ def test_the_embedded_model_comes_with_its_tokenizer(organism):
     assert organism.tokenizer.padding_side == "left"
 
 
+def test_a_tokenizer_that_was_never_saved_is_enough():
+    """`boot_transformers` stops at a tokenizer without name_or_path."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(families.VOCAB)}, unk_token="w3"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="w0", bos_token="w1", eos_token="w2", unk_token="w3"
+    )
+    before = dict(made.init_kwargs)
+    lm = ll.load(copy.deepcopy(families.build("Llama")), tokenizer=made, cache=False)
+    bridge = to_transformer_lens(lm)
+    assert bridge.to_tokens("w7 w8", prepend_bos=False)[0].tolist() == [7, 8]
+    assert made.init_kwargs == before
+
+
 @pytest.mark.parametrize("family", ["Cohere2", "DeepSeek-V3", "Falcon-sequential"])
 def test_a_bridge_that_computes_another_function_is_refused(family):
     lm = lens(family)
