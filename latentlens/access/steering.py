@@ -83,6 +83,7 @@ class _Follower:
         self._prompt: Tensor | None = None  # token ids of the prompt, padding included
         self._columns = 0  # read so far
         self._width = 0  # columns of the prompt
+        self._known = np.zeros((0, 0), dtype=bool)  # which of them hold a token
         self._rows = np.zeros(0, dtype=np.int64)
         bare = [(item.where.kind, item.schedule.constant, hasattr(item, "conditions")) for p in plans for item in p]
         self._boundary_matters = any(about != ("all", True, False) for about in bare)
@@ -126,11 +127,14 @@ class _Follower:
         present = _present(given.get("attention_mask"), rows, past + new)
         prompt = _prompt_being_read()
         if past == 0 and not self._continues(ids):
-            self._begin(ids if prompt is None else prompt, present)
+            self._begin(*((ids, present) if prompt is None else prompt))
         elif self._edits is None:  # the cache was filled before: all of it is prompt
             self._begin(torch.zeros(rows, past, dtype=torch.long), present)
         elif past and new > 1 and prompt is None and self.prompt_width is None and self._boundary_matters:
             self._refuse_chunks()
+        seen = min(self._width, present.shape[1])
+        if (present[:, :seen] != self._known[:, :seen]).any():
+            raise BadInput("rows of a prompt read in pieces must not have padding beyond the first piece")
         self._columns = past + new
         positions = np.where(present, np.cumsum(present, axis=1) - 1, -1)[:, past:]
         special = np.isin(ids.numpy(), list(self.special_ids)) if self.special_ids else None
@@ -167,7 +171,7 @@ class _Follower:
             )
         each = len(rows) // len(self.plans)  # beams and several sequences of a prompt are neighbours
         self._edits = Edits(self.layout, [plan for plan in self.plans for _ in range(each)], rows)
-        self._prompt, self._width, self._rows = prompt, width, np.arange(len(rows))
+        self._prompt, self._known, self._width, self._rows = prompt, known, width, np.arange(len(rows))
 
     def _refuse_chunks(self) -> None:
         raise BadInput(
@@ -193,15 +197,19 @@ def _present(mask: Any, rows: int, width: int) -> np.ndarray:
     return mask[:, :width].bool().expand(rows, -1).numpy()
 
 
-def _prompt_being_read() -> Tensor | None:
-    """Token ids of the whole prompt while transformers' `generate` reads it, perhaps in chunks; else None.
+def _prompt_being_read() -> tuple[Tensor, np.ndarray] | None:
+    """The whole prompt while transformers' `generate` reads it, perhaps in chunks: its ids, and where there are tokens.
 
     The tensors of a chunk of one token and of a first generated token are alike, so the caller is asked.
     """
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "_prefill" and "generation_config" in frame.f_locals:
-            ids = frame.f_locals.get("input_ids")
-            return ids.detach().cpu() if isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[1] else None
+            ids, mask = (frame.f_locals.get(name) for name in ("input_ids", "attention_mask"))
+            if not isinstance(ids, Tensor) or ids.ndim != 2 or not ids.shape[1]:
+                return None
+            if mask is None:
+                mask = frame.f_locals["model_kwargs"].get("attention_mask")
+            return ids.detach().cpu(), _present(mask, *ids.shape)
         frame = frame.f_back
     return None
