@@ -29,7 +29,8 @@ Verdict = Literal["ok", "warn", "FAIL"]
 
 _TEXTS = 200
 _POOR, _FAR_FROM_CLAIM = 0.3, 0.15  # explained variance: poor at all; below what was claimed
-_BETTER = 0.7  # another block, scale or centring fits better if it leaves less than this share of the unexplained
+# Another block, scale or centring fits better if it leaves less than this share of the unexplained, and clearly so.
+_BETTER, _CLEARLY = 0.75, 0.005
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def preflight(lm: LensModel, sae: SAE, texts: Any = None, *, site: Any = None, s
     by_site = {str(at): explained(sae, x) for at, x in states.items()}
     here = states[sae.site]
     ev = by_site[str(sae.site)]
-    if ev < _POOR and sae.site.block is not None:
+    if sae.site.block is not None and (ev < _POOR or ev < max(by_site.values())):
         rest = [s for s in lm.layout.sites(f"{sae.site.point}[*]") if str(s) not in by_site]
         rest = [s for s in rest if lm.layout.width(s) == sae.d_in]
         by_site |= {str(at): explained(sae, x) for at, x in (_states(lm, rows, rest) if rest else {}).items()}
@@ -280,7 +281,9 @@ def _best_site(sae: SAE, by_site: dict[str, float]) -> Finding:
     said = f"{own} {by_site[own]:.3f}, " + ", ".join(f"{at} {ev:.3f}" for at, ev in others.items())
     if _fits_better(others[best], by_site[own]):
         return Finding("neighbours", "FAIL", f"{best} fits better than {own}: {said}. Pass site='{best}' to load_sae")
-    return Finding("neighbours", "ok", f"{own} fits best: {said}" if others[best] < by_site[own] else said)
+    if others[best] > by_site[own] + _CLEARLY / 5:
+        return Finding("neighbours", "warn", f"{best} fits slightly better than {own}: {said}")
+    return Finding("neighbours", "ok", f"{own} fits best: {said}")
 
 
 def _frame(sae: SAE, states: Tensor, ev: float) -> list[Finding]:
@@ -300,7 +303,7 @@ def _frame(sae: SAE, states: Tensor, ev: float) -> list[Finding]:
 
 
 def _fits_better(other: float, own: float) -> bool:
-    return other > 0 and other > own + 0.02 and 1 - other < _BETTER * (1 - own)
+    return other > 0 and other > own + _CLEARLY and 1 - other < _BETTER * (1 - own)
 
 
 def _activity(sae: SAE, l0: float) -> Finding:
