@@ -28,6 +28,7 @@ SAEMismatch: Any = getattr(errors, "SAEMismatch", BadInput)
 Verdict = Literal["ok", "warn", "FAIL"]
 
 _TEXTS = 200
+_SCANNED, _MUCH_WORK = 1000, 2e12  # tokens for the comparison of blocks; floating-point operations for all of them
 _POOR, _FAR_FROM_CLAIM = 0.3, 0.15  # explained variance: poor at all; below what was claimed
 # Another block, scale or centring fits better if it leaves less than this share of the unexplained, and clearly so.
 _BETTER, _CLEARLY = 0.75, 0.005
@@ -48,7 +49,7 @@ class Preflight:
 
     explained: 1 - sum |x - xhat|^2 / sum |x - mean(x)|^2 over tokens (1 - FVU). l0: active latents per token.
     dead: share of latents that fired for none of `n_tokens`; with few tokens most latents of a large SAE are silent.
-    by_site: explained variance at the site and at the others that were tried.
+    by_site: explained variance at the site and at the others that were tried, on the same thousand tokens.
     """
 
     sae: str
@@ -100,8 +101,9 @@ def preflight(lm: LensModel, sae: SAE, texts: Any = None, *, site: Any = None, s
 
     Its base model, site and width; whether its texts began with BOS and what it does with special tokens; its
     normalisation; then explained variance, L0 and dead share on the content tokens of ~200 texts, against its own
-    claims. The same SAE is tried at the neighbouring blocks (all blocks where it explains little), with and without
+    claims. The same SAE is tried at the other blocks (the neighbours where all of them are much work), with and without
     recentring, and with rescaled inputs: where one of these leaves clearly less unexplained, the SAE is misplaced.
+    Residual streams one block apart can be so alike that this ends in a warning.
 
     Args:
         texts: by default `lm.reference_texts`. A few hundred of the kind that the SAE was trained on are better.
@@ -117,15 +119,9 @@ def preflight(lm: LensModel, sae: SAE, texts: Any = None, *, site: Any = None, s
         return _report(lm, sae, findings, strict)
     rows, bos = _rows(lm, sae, lm.reference_texts if texts is None else texts)
     findings += [bos, _normalisation(sae)]
-    sites = [sae.site, *_neighbours(lm, sae.site)]
-    states = _states(lm, rows, sites)
-    by_site = {str(at): explained(sae, x) for at, x in states.items()}
-    here = states[sae.site]
-    ev = by_site[str(sae.site)]
-    if sae.site.block is not None and (ev < _POOR or ev < max(by_site.values())):
-        rest = [s for s in lm.layout.sites(f"{sae.site.point}[*]") if str(s) not in by_site]
-        rest = [s for s in rest if lm.layout.width(s) == sae.d_in]
-        by_site |= {str(at): explained(sae, x) for at, x in (_states(lm, rows, rest) if rest else {}).items()}
+    here = _states(lm, rows, [sae.site])[sae.site]
+    ev = explained(sae, here)
+    by_site = _by_site(lm, sae, rows, everywhere=ev < _POOR)
     findings += [_explains(sae, ev, len(here)), _best_site(sae, by_site), *_frame(sae, here, ev)]
     codes = sae.encode_sparse(here)
     l0, dead = codes.l0, 1.0 - len(torch.unique(codes.indices)) / sae.d_sae
@@ -242,11 +238,21 @@ def _normalisation(sae: SAE) -> Finding:
     return Finding("normalisation", "ok", said + centred)
 
 
-def _neighbours(lm: LensModel, site: Site) -> list[Site]:
+def _by_site(lm: LensModel, sae: SAE, rows: Sequence[TokenRow], everywhere: bool) -> dict[str, float]:
+    """Explained variance at every block, on about a thousand tokens; at the neighbours only where that is much work."""
+    site, blocks = sae.site, range(lm.layout.n_blocks)
     if site.block is None:
-        return []
-    near = (Site(site.point, b) for b in (site.block - 1, site.block + 1) if 0 <= b < lm.layout.n_blocks)
-    return [at for at in near if _same_width(lm, at, site)]
+        return {}
+    some, n = [], 0
+    for row in rows:
+        if n < _SCANNED:
+            some.append(row)
+            n += len(row) - sum(row.special)
+    work = 4 * n * sae.d_in * sae.d_sae * len(blocks)
+    if work > _MUCH_WORK and not everywhere:
+        blocks = range(max(site.block - 1, 0), min(site.block + 2, len(blocks)))
+    sites = [at for b in blocks if _same_width(lm, at := Site(site.point, b), site)]
+    return {str(at): explained(sae, x) for at, x in _states(lm, some, sites).items()}
 
 
 def _same_width(lm: LensModel, at: Site, site: Site) -> bool:
@@ -274,11 +280,11 @@ def _explains(sae: SAE, ev: float, n: int) -> Finding:
 
 def _best_site(sae: SAE, by_site: dict[str, float]) -> Finding:
     own = str(sae.site)
-    others = {at: ev for at, ev in by_site.items() if at != own}
+    others = {at: explains for at, explains in by_site.items() if at != own}
     if not others:
         return Finding("neighbours", "ok", "no other block of this width to compare with")
     best = max(others, key=others.__getitem__)
-    said = f"{own} {by_site[own]:.3f}, " + ", ".join(f"{at} {ev:.3f}" for at, ev in others.items())
+    said = ", ".join(f"{at} {explains:.3f}" for at, explains in by_site.items())
     if _fits_better(others[best], by_site[own]):
         return Finding("neighbours", "FAIL", f"{best} fits better than {own}: {said}. Pass site='{best}' to load_sae")
     if others[best] > by_site[own] + _CLEARLY / 5:
