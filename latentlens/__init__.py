@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from latentlens.access.cache import ActivationCache as ActivationCache
     from latentlens.access.model import LensModel as LensModel
     from latentlens.access.model import load as load
+    from latentlens.access.sweep import sweep as sweep
     from latentlens.methods import probe as probe
     from latentlens.values.activations import Activations as Activations
     from latentlens.values.directions import Direction as Direction
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from latentlens.values.operations import Rotate as Rotate
     from latentlens.values.operations import Scale as Scale
     from latentlens.values.operations import Slerp as Slerp
+    from latentlens.values.plan_files import load_plan as load_plan
+    from latentlens.values.plan_files import save_plan as save_plan
     from latentlens.values.results import Arm as Arm
     from latentlens.values.results import Estimate as Estimate
     from latentlens.values.results import ProbeSweep as ProbeSweep
@@ -94,6 +97,9 @@ _LAZY = {
     "organism": ("latentlens.organism", None),
     "plots": ("latentlens.views.figures", None),
     "probe": ("latentlens.methods.probe", None),
+    "load_plan": ("latentlens.values.plan_files", "load_plan"),
+    "save_plan": ("latentlens.values.plan_files", "save_plan"),
+    "sweep": ("latentlens.access.sweep", "sweep"),
     "report": ("latentlens.views.report", "report"),
 }
 __all__ = sorted(_LAZY)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -207,11 +207,11 @@ def test_gates_decide_per_row_in_other_peoples_forwards(lm):
 
 
 def test_nothing_stays_behind_and_exceptions_pass(lm):
-    before = {name for name in lm.model.state_dict()}
+    before = set(lm.model.state_dict())
     with pytest.raises(KeyboardInterrupt), lm.steer(ll.Add(direction(0), 2.0)):
         raise KeyboardInterrupt
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
-    assert {name for name in lm.model.state_dict()} == before
+    assert set(lm.model.state_dict()) == before
     with pytest.raises(HookNeverFired), lm.steer(ll.Add(direction(0), 2.0)):
         pass
     with lm.steer(ll.Add(direction(0), 2.0), allow_idle=True):

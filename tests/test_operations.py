@@ -76,7 +76,17 @@ def test_patch_takes_one_vector_per_selected_position_and_leaves_the_rest():
 
 
 ITEMS = [item for item, _ in BY_HAND.values()]
-LANES = [ll.Add, ll.NormPreservingAdd, ll.RelativeAdd, ll.Clamp, ll.Scale, ll.Reflect, ll.Slerp, ll.Rotate, ll.ConceptEdit]
+LANES = [
+    ll.Add,
+    ll.NormPreservingAdd,
+    ll.RelativeAdd,
+    ll.Clamp,
+    ll.Scale,
+    ll.Reflect,
+    ll.Slerp,
+    ll.Rotate,
+    ll.ConceptEdit,
+]
 
 
 def many(kind, n, d, seed):
@@ -113,14 +123,27 @@ def test_rotations_and_reflections_keep_the_norm_and_projections_are_idempotent(
     torch.manual_seed(seed)
     a, b = (ll.Direction(torch.randn(d), SITE) for _ in range(2))
     h = torch.randn(6, d) * 10 ** torch.randn(6, 1)
-    for item in (ll.Reflect(a), ll.Rotate(a, b, by=33.0), ll.Rotate(a, b, to=10.0), ll.Slerp(a, 0.3), ll.NormPreservingAdd(a, 2)):
+    for item in (
+        ll.Reflect(a),
+        ll.Rotate(a, b, by=33.0),
+        ll.Rotate(a, b, to=10.0),
+        ll.Slerp(a, 0.3),
+        ll.NormPreservingAdd(a, 2),
+    ):
         torch.testing.assert_close(item.edit(h).norm(dim=1), h.norm(dim=1), rtol=1e-4, atol=1e-5)
-    for item in (ll.ProjectOut([a, b]), ll.Clamp(a, to=1.5), ll.Clamp(a, low=0.1), ll.ConceptEdit(a, torch.randn(d), 0.4)):
+    for item in (
+        ll.ProjectOut([a, b]),
+        ll.Clamp(a, to=1.5),
+        ll.Clamp(a, low=0.1),
+        ll.ConceptEdit(a, torch.randn(d), 0.4),
+    ):
         once = item.edit(h)
         torch.testing.assert_close(item.edit(once), once, rtol=1e-4, atol=1e-5 * float(h.norm(dim=1).max()))
     out = ll.ProjectOut([a, b]).edit(h)
     assert float((out @ torch.stack([a.unit, b.unit]).T).abs().max()) < 1e-4 * float(h.norm(dim=1).max())
-    torch.testing.assert_close(ll.Reflect(a).edit(ll.Reflect(a).edit(h)), h, rtol=1e-4, atol=1e-5 * float(h.norm(dim=1).max()))
+    torch.testing.assert_close(
+        ll.Reflect(a).edit(ll.Reflect(a).edit(h)), h, rtol=1e-4, atol=1e-5 * float(h.norm(dim=1).max())
+    )
 
 
 @pytest.mark.parametrize(

@@ -136,12 +136,33 @@ def test_every_family_takes_a_plan_per_row(family):
 numbers = st.floats(-4, 4, allow_nan=False, width=32)
 seeds = st.integers(0, 20)
 wheres = st.sampled_from(
-    ["all", "prompt", "response", "last", "first-2", "last-2", "last_prompt+response", 0, [1, 7], slice(1, None, 2), "content"]
+    [
+        "all",
+        "prompt",
+        "response",
+        "last",
+        "first-2",
+        "last-2",
+        "last_prompt+response",
+        0,
+        [1, 7],
+        slice(1, None, 2),
+        "content",
+    ]
 )
 schedules = st.sampled_from(
-    [None, ll.Schedule(decay=0.7), ll.Schedule(start=1), ll.Schedule(stop=3), ll.Schedule(every=2), [1.0, 0.5, 0.0, 2.0]]
+    [
+        None,
+        ll.Schedule(decay=0.7),
+        ll.Schedule(start=1),
+        ll.Schedule(stop=3),
+        ll.Schedule(every=2),
+        [1.0, 0.5, 0.0, 2.0],
+    ]
 )
-sites = st.sampled_from(["resid_post[0]", "resid_post[1]", "resid_pre[1]", "attn_out[0]", "mlp_out[1]", "resid_post[*]"])
+sites = st.sampled_from(
+    ["resid_post[0]", "resid_post[1]", "resid_pre[1]", "attn_out[0]", "mlp_out[1]", "resid_post[*]"]
+)
 
 
 @st.composite

@@ -60,9 +60,8 @@ class Recorder:
 
     def around(self, edits: list[tuple[Tap, Callback]]) -> list[tuple[Tap, Callback]]:
         """The edits' callbacks with the readings before and after them."""
-        before = [(self.layout.tap(site), self._look("before", site)) for site in self._sites]
-        after = [(self.layout.tap(site), self._look("after", site)) for site in self._sites]
-        calls = [*(before if "before" in self._moments else []), *edits, *(after if "after" in self._moments else [])]
+        reads = {m: [(self.layout.tap(site), self._look(m, site)) for site in self._sites] for m in self._moments}
+        calls = [*reads.get("before", []), *edits, *reads.get("after", [])]
         if self.record.sae is not None:
             site = self.layout.sites(self.record.sae.site)[0]
             calls.append((self.layout.tap(site), self._look(LATENTS, site)))

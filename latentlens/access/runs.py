@@ -42,7 +42,7 @@ def run(
     given: Sequence[Plan],
     how: Decoding,
     record: Record | None = None,
-    done: Callable[[list[tuple[int, Rollout]]], Any] = lambda finished: None,
+    done: Callable[[dict[int, Rollout], dict[int, Readings]], Any] = lambda rollouts, readings: None,
 ) -> Rollouts:
     """Carry out requests in batches sorted by length, with a progress bar.
 
@@ -57,7 +57,7 @@ def run(
         batch = zip(which, texts, strict=True)
         fresh = {i: _rollout(lm, requests[i], ids, prompts[i], given[i], how) for i, ids in batch}
         made.update(fresh)
-        done(list(fresh.items()))
+        done(fresh, dict(zip(which, read, strict=False)))
         bar.count(len(fresh))
 
     bar = Progress("generate", len(requests) * how.max_new_tokens, "tok", things=("rows", len(requests)))

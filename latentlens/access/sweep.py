@@ -1,0 +1,234 @@
+"""Prompts x plans x seeds in one go: batched, resumable after a kill, paired by (prompt, seed)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from latentlens.access.generate import Decoding, Request
+from latentlens.access.identity import context_digest, package_versions
+from latentlens.access.recorder import Readings
+from latentlens.access.runs import decoding, run
+from latentlens.errors import BadInput, CacheError
+from latentlens.values.interventions import Plan, as_plan, plan_fingerprint
+from latentlens.values.rollouts import Record, Rollout
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from latentlens.access.model import LensModel
+
+_COLUMNS = ("prompt_index", "prompt", "plan", "seed", "text", "generated", "n_tokens", "finish", "steer")
+
+
+def sweep(
+    lm: LensModel,
+    prompts: Any,
+    plans: Mapping[str, Any] | Sequence[Any],
+    seeds: Iterable[int] = (0,),
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    record: Any = None,
+    folder: str | Path | None = None,
+    stop_ids: Sequence[int] | None = None,
+    allow_idle: bool = True,
+) -> pd.DataFrame:
+    """Continue every prompt under every plan with every seed, in batches that mix all of them.
+
+    A row's randomness depends on its prompt and seed only, so rows that share (prompt_index, seed) are paired:
+    compare two plans row by row.
+
+    Args:
+        plans: {"label": plan}, or a list of plans, labelled by what they say. Include one that does nothing
+            ({"none": None}) to have the comparison.
+        record: sites or a `Record`; each reading becomes a column of arrays (n_positions, width), named
+            "after resid_post[3]", with the positions in the column "positions".
+        folder: where finished rows are kept. The same call on the same folder runs only what is missing; what was
+            asked of another model, plan or setting is left alone.
+        allow_idle: whether a plan that never acts is no error; one line of the frame shows it did nothing.
+    Returns: one row per (prompt, plan, seed): prompt_index, prompt, plan, seed, text, generated (token ids), n_tokens,
+        finish, steer, and the readings. `frame.attrs` says how many rows were run and how many were there already.
+    Raises: BadInput, SiteNotFound, ContextTooLong, OutOfMemory, CacheError.
+    """
+    seeds, labelled, record = list(seeds), _labelled(plans), Record.of(record)
+    if not seeds:
+        raise BadInput("seeds= is empty: give at least one")
+    rows = lm._reader.rows(prompts, continue_last=True, room=max_new_tokens)
+    how = decoding(lm, max_new_tokens, temperature, stop_ids, allow_idle)
+    requests, place = [], []
+    for label, plan in labelled.items():
+        ready = lm._steered(plan, len(rows))[1]
+        for i, row in enumerate(rows):
+            for seed in seeds:
+                requests.append(Request(row, seed, 0, ready[i]))
+                place.append((i, label))
+    store = _Store(Path(folder) if folder is not None else None)
+    about = lm._identity.context(hash_weights=folder is not None)
+    keys = [_key(about, request, how, record) for request in requests]
+    missing = [n for n, key in enumerate(keys) if key not in store]
+    store.describe({"model": lm.name, "context": about, "versions": package_versions()})
+
+    def keep(rollouts: dict[int, Rollout], readings: dict[int, Readings]) -> None:
+        store.add({keys[missing[n]]: (rollout, readings.get(n)) for n, rollout in rollouts.items()})
+
+    if missing:
+        todo, at = [requests[n] for n in missing], [place[n] for n in missing]
+        run(lm, todo, [i for i, _ in at], [labelled[label] for _, label in at], how, record, keep)
+    return _frame(store, keys, place, requests, labelled, len(missing))
+
+
+def _labelled(plans: Mapping[str, Any] | Sequence[Any]) -> dict[str, Plan]:
+    if isinstance(plans, Mapping):
+        return {str(label): as_plan(plan) for label, plan in plans.items()}
+    if not isinstance(plans, (list, tuple)):
+        raise BadInput("plans= takes {'label': plan, ...} or a list of plans")
+    made = [as_plan(plan) for plan in plans]
+    labels = ["; ".join(map(repr, plan)) or "none" for plan in made]
+    if len(set(labels)) < len(labels):
+        raise BadInput("two plans look alike: label them, plans={'one': ..., 'other': ...}")
+    return dict(zip(labels, made, strict=True))
+
+
+def _key(about: Mapping[str, Any], request: Request, how: Decoding, record: Record | None) -> str:
+    """Digest of everything that a row's tokens and readings depend on."""
+    parts = [
+        context_digest(about),
+        request.row.labelled_digest,
+        request.seed,
+        plan_fingerprint(request.plan),
+        how.max_new_tokens,
+        how.temperature,
+        sorted(how.stop_ids),
+        None if record is None else [repr(record), getattr(record.sae, "fingerprint", "")],
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _frame(
+    store: _Store,
+    keys: Sequence[str],
+    place: Sequence[tuple[int, str]],
+    requests: Sequence[Request],
+    plans: Mapping[str, Plan],
+    n_run: int,
+) -> pd.DataFrame:
+    import pandas as pd
+
+    lines = []
+    for key, (i, label), request in zip(keys, place, requests, strict=True):
+        line = {**store[key], "prompt_index": i, "plan": label, "seed": request.seed}
+        line["steer"] = "; ".join(map(repr, plans[label]))
+        lines.append(line)
+    frame = pd.DataFrame(lines, columns=[*_COLUMNS, *(name for name in lines[0] if name not in _COLUMNS)])
+    frame.attrs.update(rows_run=n_run, rows_found=len(keys) - n_run)
+    return frame
+
+
+class _Store:
+    """Finished rows, in memory and, with a folder, on disk: a line of JSON each, appended and synced batch by batch.
+
+    Readings lie in one safetensors file per batch, written and synced before the lines that name it. A line that a
+    kill has cut short is dropped when the folder is opened again.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder, self._rows = folder, {}
+        if folder is None:
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = folder / "rows.jsonl"
+            self._file.touch()
+            self._read()
+        except OSError as error:
+            raise CacheError(f"cannot keep the sweep in {folder}: {error.strerror or error}") from error
+
+    def _read(self) -> None:
+        whole = 0
+        for raw in self._file.read_bytes().splitlines(keepends=True):
+            try:
+                line = json.loads(raw) if raw.endswith(b"\n") else None
+            except json.JSONDecodeError:
+                line = None
+            if line is None:
+                break
+            self._rows[line.pop("key")] = line
+            whole += len(raw)
+        if whole < self._file.stat().st_size:
+            os.truncate(self._file, whole)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        row = dict(self._rows[key])
+        stored = row.pop("readings_in", None)
+        return {**row, **self._load(stored, key)} if stored else row
+
+    def describe(self, about: Mapping[str, Any]) -> None:
+        """Leave a manifest beside the rows."""
+        if self.folder is not None:
+            (self.folder / "sweep.json").write_text(json.dumps(about, indent=2, default=str) + "\n")
+
+    def add(self, batch: Mapping[str, tuple[Rollout, Readings | None]]) -> None:
+        """Keep a finished batch; once this returns, a kill does not lose it."""
+        lines, tensors = [], {}
+        for key, (rollout, read) in batch.items():
+            row: dict[str, Any] = {
+                "prompt": rollout.prompt,
+                "text": rollout.text,
+                "generated": list(rollout.generated),
+                "n_tokens": len(rollout.generated),
+                "finish": rollout.finish,
+            }
+            arrays = _arrays(read) if read is not None else {}
+            self._rows[key] = {**row, **arrays}
+            if self.folder is not None:
+                tensors |= {f"{key}|{name}": torch.from_numpy(value) for name, value in arrays.items()}
+                lines.append({"key": key, **row})
+        if self.folder is not None:
+            self._write(lines, tensors)
+
+    def _write(self, lines: list[dict[str, Any]], tensors: dict[str, torch.Tensor]) -> None:
+        from safetensors.torch import save_file
+
+        assert self.folder is not None
+        if tensors:
+            digest = hashlib.sha256("".join(sorted(tensors)).encode()).hexdigest()[:16]
+            name, partial = f"readings-{digest}.safetensors", self.folder / f"readings-{digest}.partial"
+            save_file(tensors, partial)
+            _sync(partial)
+            partial.replace(self.folder / name)
+            lines = [{**line, "readings_in": name} for line in lines]
+        with self._file.open("ab") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _load(self, name: str, key: str) -> dict[str, Any]:
+        from safetensors import safe_open
+
+        assert self.folder is not None
+        with safe_open(str(self.folder / name), framework="np") as file:
+            mine = [one for one in file.keys() if one.startswith(f"{key}|")]  # noqa: SIM118 - not a mapping
+            return {one.partition("|")[2]: file.get_tensor(one) for one in mine}
+
+
+def _arrays(read: Readings) -> dict[str, np.ndarray]:
+    found = {"positions": np.array(read.positions, dtype=np.int64)}
+    for moment, sites in read.values.items():
+        found |= {f"{moment} {site}": value.float().numpy() for site, value in sites.items()}
+    return found
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
