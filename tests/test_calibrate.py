@@ -95,6 +95,45 @@ def test_a_curve_that_jumps_past_the_target_gives_the_nearest_strength_and_says_
     assert "NOT CONVERGED" in repr(found)
 
 
+def test_a_jump_is_given_up_when_its_sides_are_close():
+    found = kl_budget(lambda c: [c * c if c < 0.5 else 9.0], max_iterations=100)
+    assert found.bracketed
+    assert found.iterations < 40
+    assert found.coeff == pytest.approx(0.5, rel=0.0025)
+
+
+@pytest.mark.parametrize(
+    "kl",
+    [
+        lambda c: [1.06 * -math.expm1(-((0.5 * c) ** 4) / 1.06)],  # flat just above the target: 39 without
+        lambda c: [math.expm1(min((0.5 * c) ** 3, 600))],  # explodes: 20 without
+        lambda c: [math.expm1(min((20 * c) ** 2, 600))],  # 34 without
+    ],
+)
+def test_bent_curves_need_the_end_that_stays_to_count_half(kl):
+    found = kl_budget(kl)
+    assert found.converged
+    assert found.iterations <= 12
+
+
+def test_the_first_question_may_be_the_answer():
+    found = kl_budget(lambda c: [6.3 * c * c])
+    assert (found.iterations, found.bracketed, found.end) == (1, True, "")
+
+
+def test_kl_just_below_zero_is_rounding():
+    found = kl_budget(lambda c: [-1e-9] * 3)
+    assert (found.achieved, found.end) == (0.0, "high")
+
+
+def test_overflow_above_the_answer_is_bisected_and_never_shown_as_nan():
+    found = kl_budget(lambda c: [c * c / 100] * 17 + [math.nan, math.inf, -0.0] * (c > 11), quantile=0.99)
+    assert found.coeff == pytest.approx(10, rel=0.03)
+    values = [value for _, value, _ in found.trace]
+    assert math.inf in values
+    assert not any(math.isnan(value) for value in values)
+
+
 def test_overflow_counts_as_more_than_any_budget():
     found = kl_budget(lambda c: [c * c] * 3 + [math.nan if c > 2 else 0.1, math.inf if c > 3 else 0.1])
     assert found.coeff == pytest.approx(1, rel=0.05)
@@ -224,6 +263,18 @@ def test_even_certain_answers_can_be_revised():
     assert found.coeff < found.trace[4][0]
 
 
+def test_certain_answers_that_contradict_each_other_for_long_leave_a_belief():
+    answers = iter([1.0, 0.0] * 60)
+    found = bisect_score(lambda b: next(answers), rounds=120, trials=10_000)
+    assert 0 < found.low <= found.coeff <= found.high < 100
+
+
+def test_a_median_at_the_end_of_the_grid_is_not_bracketed_although_both_sides_were_seen():
+    answers = iter([0.0] + [1.0] * 60)
+    found = bisect_score(lambda b: next(answers), prior=(5, 5), bounds=(0, 11), rounds=61, trials=1)
+    assert (found.coeff, found.bracketed, found.end) == (11.0, False, "high")
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"bounds": (5, 5)}, {"prior": (1, 0)}, {"target": 1.0}, {"rounds": 0}, {"grid": 1}, {"update": "x"}, {"level": 1}],
@@ -274,6 +325,13 @@ def test_a_straight_line_never_fails_and_a_saturating_one_fails_where_it_bends()
     assert dose_response(STRENGTHS, items(lambda c: 2 * min(c, 3.0), noise=0.1)).fails_at == 4.0
     exact = dose_response(STRENGTHS, np.tile(np.array(STRENGTHS) * 0.1, (5, 1)))
     assert exact.fails_at is None
+
+
+def test_a_line_fails_beyond_the_strengths_it_was_fitted_to():
+    """A parabola leaves its line at once, but a line is not tested where it was fitted."""
+    curve = np.tile(np.array(STRENGTHS) ** 2, (5, 1))
+    assert dose_response(STRENGTHS, curve).fails_at == 2.0
+    assert dose_response(STRENGTHS, curve, n_fit=4).fails_at == 4.0
 
 
 def test_the_gap_interval_covers_zero_as_often_as_it_says():

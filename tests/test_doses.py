@@ -127,6 +127,15 @@ def test_a_dose_is_measured_and_drawn_into_a_response(lm):
     assert np.allclose(doses["nll"][:, 3], unsteered_nll(lm, alone), atol=1e-5)
 
 
+def test_of_several_edits_the_largest_share_of_the_residual_counts(lm):
+    big, small = direction(4), direction(5).scaled_to(1e-3)
+    alone = measure_doses(lm, PROMPTS, lambda c: ll.Add(big, c), [0, 1, 2], len_of_text, max_new_tokens=2)
+    both = measure_doses(
+        lm, PROMPTS, lambda c: [ll.Add(big, c), ll.Add(small, c)], [0, 1, 2], len_of_text, max_new_tokens=2
+    )
+    assert np.allclose(alone["norm_ratio"], both["norm_ratio"], rtol=1e-2)
+
+
 def test_directions_brought_to_one_budget_spend_it_when_measured_again(organism):
     """The whole way on the embedded model: three directions, one batch a round."""
     acts = organism.activations("The cat is on the mat", sites="resid_post[4]")["resid_post[4]"]

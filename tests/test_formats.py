@@ -9,12 +9,13 @@ import families
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import latentlens as ll
 from latentlens.access.formats.files import read_directions, write_directions
 from latentlens.access.formats.persona import convert_persona_pt
 from latentlens.access.formats.steering_vectors import from_steering_vector, to_steering_vector
-from latentlens.errors import BadInput, SiteNotFound, UnsafeFile
+from latentlens.errors import BadInput, CacheVersion, SiteNotFound, UnsafeFile
 
 D = families.WIDTH
 IDS = list(range(3, 10))
@@ -145,6 +146,25 @@ def test_our_own_file_keeps_frames_names_sources_and_several_at_one_site(tmp_pat
     found = read_directions(write_directions(written, tmp_path / "v.safetensors"))
     assert found == written
     assert [(d.name, d.frame, dict(d.source)) for d in found] == [(d.name, d.frame, dict(d.source)) for d in written]
+
+
+def test_a_file_of_a_newer_version_is_refused(tmp_path):
+    about = json.dumps({"schema": 99, "items": []})
+    save_file({"0": torch.ones(2)}, tmp_path / "new.safetensors", {"directions": about})
+    with pytest.raises(CacheVersion, match="99"):
+        read_directions(tmp_path / "new.safetensors")
+    save_file({"0": torch.ones(2)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(BadInput, match="not written by latentlens"):
+        read_directions(tmp_path / "foreign.safetensors")
+    save_file({"0": torch.ones(2)}, tmp_path / "odd.safetensors", {"directions": "{}"})
+    with pytest.raises(BadInput, match="header"):
+        read_directions(tmp_path / "odd.safetensors")
+
+
+def test_layers_whose_vector_is_zero_are_left_out(tmp_path):
+    (tmp_path / "v.svec").write_text(json.dumps({"directions": {"1": [[0, 0]], "2": [[1, 0]]}}))
+    (found,) = read_directions(tmp_path / "v.svec")
+    assert str(found.site) == "resid_post[2]"
 
 
 def test_what_a_direction_saved_alone_is_read_too(tmp_path):
@@ -434,7 +454,7 @@ def test_a_vector_of_another_model_is_refused(tmp_path, lm):
     path = write_directions(ll.Direction(torch.ones(7), "resid_post[1]"), tmp_path / "v.safetensors")
     with pytest.raises(BadInput, match="width 7"):
         read_directions(path, lm=lm)
-    path = write_directions(direction("resid_post[40]"), tmp_path / "v.safetensors")
+    path = write_directions(direction("resid_post[3]"), tmp_path / "v.safetensors")
     with pytest.raises(BadInput, match="3 blocks"):
         read_directions(path, lm=lm)
 

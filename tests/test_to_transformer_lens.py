@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from types import SimpleNamespace
 
 import families
 import pytest
@@ -116,6 +117,13 @@ def test_quantised_offloaded_and_spread_models_are_refused():
     lm.model.model.layers[1].to("meta")
     with pytest.raises(BadInput, match="offloaded"):
         to_transformer_lens(lm)
+
+
+def test_a_model_spread_over_devices_is_refused():
+    weights = [SimpleNamespace(device=torch.device(name)) for name in ("cpu", "cuda:0")]
+    spread = SimpleNamespace(name="big", quantization=None, model=SimpleNamespace(parameters=lambda: iter(weights)))
+    with pytest.raises(BadInput, match="spread over"):
+        to_transformer_lens(spread)
 
 
 def test_without_transformer_lens_the_error_says_what_to_install(monkeypatch):

@@ -125,7 +125,8 @@ def measure_doses(
         effect, off_target: the outcome of one rollout.
         max_new_tokens, samples, temperature, seed, options: as for `lm.generate`.
     Returns: strengths, effect, off_target, nll, norm_ratio (items, strengths) and groups (the prompt of each item).
-        `nll` is `unsteered_nll`; `norm_ratio` the median |edit| / |residual| over the states edited, 0 without edit.
+        `nll` is `unsteered_nll`; `norm_ratio` the median |edit| / |residual| over the states edited, 0 without
+        edit, the largest of several edits.
     Raises: what `lm.generate` raises.
     """
     texts, grid = _several(prompts), [float(c) for c in strengths]

@@ -117,7 +117,7 @@ def kl_budget_batch(
     traces: list[list[tuple[float, float, int]]] = [[] for _ in range(n)]
     searches = [_illinois(target, low, high, tol) for _ in range(n)]
     asked: list[float | None] = [next(search) for search in searches]
-    ends: list[tuple[bool, End]] = [(False, "")] * n
+    ends: list[End] = [""] * n
     for _ in range(max_iterations):
         answers = kl_many(list(asked))
         if len(answers) != n:
@@ -128,16 +128,16 @@ def kl_budget_batch(
             value, n_tokens = _kl_quantile(answers[i], quantile, coeff)
             traces[i].append((coeff, value, n_tokens))
             try:
-                asked[i], ends[i] = searches[i].send(value), _sides(traces[i], target)
+                asked[i] = searches[i].send(value)
             except StopIteration as stop:
-                asked[i], ends[i] = None, stop.value or _sides(traces[i], target)
+                asked[i], ends[i] = None, stop.value
         if all(coeff is None for coeff in asked):
             break
-    return [_budget(trace, target, quantile, tol, *end) for trace, end in zip(traces, ends, strict=True)]
+    return [_budget(tuple(trace), target, quantile, tol, end) for trace, end in zip(traces, ends, strict=True)]
 
 
-def _illinois(target: float, low: float, high: float, tol: float) -> Generator[float, float, tuple[bool, End] | None]:
-    """Yields the next strength, is sent its KL; ends when solved, or returns which end stopped it."""
+def _illinois(target: float, low: float, high: float, tol: float) -> Generator[float, float, End]:
+    """Yields the next strength, is sent its KL; ends when solved, or when an end of the range stops it."""
     c = math.sqrt(low * high)
     below: tuple[float, float] | None = None  # (log strength, log KL / target) of the two sides
     above: tuple[float, float] | None = None
@@ -145,7 +145,7 @@ def _illinois(target: float, low: float, high: float, tol: float) -> Generator[f
     while True:
         v = yield c
         if abs(v - target) <= tol * target:
-            return None
+            return ""
         f = math.log(v / target) if 0 < v < math.inf else math.copysign(math.inf, v - target)
         if v < target:
             below = (math.log(c), f)
@@ -159,35 +159,26 @@ def _illinois(target: float, low: float, high: float, tol: float) -> Generator[f
             stayed = "below"
         if below is None or above is None:
             if c == (high if above is None else low):
-                return False, "high" if above is None else "low"
+                return "high" if above is None else "low"
             step = min(max(1.25 * math.exp(min(abs(f), 10) / 2), 2.0), 16.0)
             c = min(c * step, high) if above is None else max(c / step, low)
             continue
         (x0, f0), (x1, f1) = below, above
-        x = (x0 * f1 - x1 * f0) / (f1 - f0) if math.isfinite(f1 - f0) else math.nan
-        if not min(x0, x1) < x < max(x0, x1):
-            x = (x0 + x1) / 2
         if abs(x1 - x0) < tol / 20:
-            return None  # between them the KL jumps past the target: steeper than c^39
-        c = math.exp(x)
-
-
-def _sides(trace: list[tuple[float, float, int]], target: float) -> tuple[bool, End]:
-    seen = {value < target for _, value, _ in trace}
-    return len(seen) == 2 or any(value == target for _, value, _ in trace), ""
+            return ""  # between them the KL jumps past the target: steeper than c^39
+        c = math.exp((x0 * f1 - x1 * f0) / (f1 - f0) if math.isfinite(f1 - f0) else (x0 + x1) / 2)
 
 
 def _budget(
-    trace: list[tuple[float, float, int]], target: float, quantile: float, tol: float, bracketed: bool, end: End
+    trace: tuple[tuple[float, float, int], ...], target: float, quantile: float, tol: float, end: End
 ) -> KlBudget:
     def distance(entry: tuple[float, float, int]) -> float:
         return abs(math.log(entry[1] / target)) if 0 < entry[1] < math.inf else math.inf
 
-    coeff, achieved, n_tokens = trace[-1] if end else min(reversed(trace), key=distance)
+    coeff, achieved, n_tokens = min(reversed(trace), key=distance)
     solved = abs(achieved - target) <= tol * target
-    return KlBudget(
-        coeff, achieved, target, quantile, tol, n_tokens, tuple(trace), bracketed or solved, "" if solved else end
-    )
+    bracketed = solved or len({value < target for _, value, _ in trace}) == 2
+    return KlBudget(coeff, achieved, target, quantile, tol, n_tokens, trace, bracketed, end)
 
 
 def _kl_quantile(values: Any, quantile: float, coeff: float) -> tuple[float, int]:

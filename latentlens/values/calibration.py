@@ -26,7 +26,7 @@ class KlBudget:
     """A strength, and the KL that it spends.
 
     coeff: the strength to use, in the unit of the caller. Of the strengths tried, the one whose KL came nearest
-        to the target (in ratio); where the target is not bracketed, the end of the range that is nearer to it.
+        to the target (in ratio); of equals the last. Where the target is not bracketed that is an end of the range.
     achieved: the quantile of the per-token KL there, in nats. target, quantile, tol: what was asked for.
     n_tokens: tokens behind `achieved`.
     trace: (strength, KL, tokens) of every question, in order. A KL of infinity stands for NaN or overflow.
