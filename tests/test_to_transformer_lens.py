@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import sys
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import latentlens as ll
+from latentlens.access import transformer_lens
 from latentlens.access.transformer_lens import hook_name, to_transformer_lens
 from latentlens.errors import BadInput, CheckFailed, UnsupportedArchitecture
 from latentlens.values.directions import as_site
@@ -41,6 +43,8 @@ def test_every_site_has_the_bridge_s_value_under_the_bridge_s_name(family):
 
 
 def test_hook_names_are_read_back_as_the_same_site():
+    assert doctest.testmod(transformer_lens).attempted == 1
+    assert doctest.testmod(transformer_lens).failed == 0
     for name in ("resid_pre[0]", "resid_mid[3]", "resid_post[11]", "attn_out[1]", "mlp_out[2]", "z[4]", "mlp_post[5]"):
         assert as_site(hook_name(name)) == as_site(name)
     for name in ("final_norm", "logits"):
