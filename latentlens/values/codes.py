@@ -93,9 +93,9 @@ class Codes:
             out[self.row_of, self.indices.long()] = self.values
             return out
         wanted = latent_index(latents, self.d_sae)
-        slots, place = torch.unique(wanted, return_inverse=True)
-        slot = torch.full((self.d_sae,), -1)
-        slot[slots] = torch.arange(len(slots))
+        slots, place = torch.unique(wanted.to(self.indices.device), return_inverse=True)
+        slot = torch.full((self.d_sae,), -1, device=self.indices.device)
+        slot[slots] = torch.arange(len(slots), device=slot.device)
         at = slot[self.indices.long()]
         kept = at >= 0
         out = self.values.new_zeros(len(self), len(slots))
@@ -106,11 +106,11 @@ class Codes:
         """The rows chosen by a boolean mask or an index array."""
         keep = np.asarray(keep)
         index = np.flatnonzero(keep) if keep.dtype == bool else keep.astype(int)
-        at = torch.as_tensor(index, dtype=torch.long)
+        at = torch.as_tensor(index, dtype=torch.long, device=self.offsets.device)
         counts = self.counts[at]
         offsets = _offsets(counts)
         # active entries of row r stand at offsets[r] ... offsets[r + 1] - 1
-        inside = torch.arange(int(offsets[-1])) - torch.repeat_interleave(offsets[:-1], counts)
+        inside = torch.arange(int(offsets[-1]), device=at.device) - torch.repeat_interleave(offsets[:-1], counts)
         taken = torch.repeat_interleave(self.offsets[:-1][at], counts) + inside
         labels = {name: column[index] for name, column in self.labels.items()}
         return Codes(self.indices[taken], self.values[taken], offsets, self.d_sae, labels, self.about)

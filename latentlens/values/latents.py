@@ -140,7 +140,8 @@ class _Tables:
     """What a batch of edits needs on one device. Tables are (n_items, ...).
 
     bounded: the latents in the columns of low and high. decoder: their rows (n_bounded, d), float32.
-    added: what the additions of an item amount to, (n_items, d); adds: whether there are any, (n_items,).
+    added: what the additions of an item amount to, (n_items, d); adds: which items have any, (n_items,); None if no
+        item has.
     """
 
     sae: SAE
@@ -150,7 +151,7 @@ class _Tables:
     high: Tensor
     decoder: Tensor
     added: Tensor
-    adds: Tensor
+    adds: Tensor | None
 
     def apply(self, states: Tensor, which: Tensor | None) -> Tensor:
         moved, touched = None, None
@@ -160,7 +161,7 @@ class _Tables:
             low, high = (t[0] if which is None else t[which] for t in (self.low, self.high))
             change = torch.minimum(torch.maximum(codes, low), high) - codes
             moved, touched = change @ self.decoder, (change != 0).any(-1)
-        if self.adds.any():
+        if self.adds is not None:
             added, adds = (t[0] if which is None else t[which] for t in (self.added, self.adds))
             moved = added.expand_as(states) if moved is None else moved + added
             touched = adds.expand(len(states)) if touched is None else touched | adds
@@ -194,7 +195,7 @@ def _tables(items: Sequence[EditLatents], device: torch.device) -> _Tables:
         high.to(device),
         sae.decoder(index).float() if bounded else torch.zeros(0, sae.d_in, device=device),
         added,
-        torch.tensor([bool(item.add) for item in items], device=device),
+        torch.tensor([bool(item.add) for item in items], device=device) if any(item.add for item in items) else None,
     )
 
 

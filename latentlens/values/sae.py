@@ -250,16 +250,17 @@ class SAE:
         return x, scale, shift
 
     def _activation(self, projected: Tensor) -> Tensor:
-        """F from z W_enc, for the kinds whose latents do not compete."""
-        pre = projected + self.b_enc
+        """F from z W_enc (which is overwritten), for the kinds whose latents do not compete."""
+        if self.kind == "gated":
+            assert self.r_mag is not None
+            assert self.b_mag is not None
+            size = torch.addcmul(self.b_mag, projected, self.r_mag.exp()).relu_()
+            return size.masked_fill_(projected <= -self.b_enc, 0)
+        pre = projected.add_(self.b_enc)
         if self.kind == "relu":
             return pre.relu_()
-        if self.kind == "jumprelu":
-            assert self.threshold is not None
-            return pre.masked_fill_(pre <= self.threshold.clamp(min=0), 0)
-        assert self.r_mag is not None
-        assert self.b_mag is not None
-        return (pre > 0) * (projected * self.r_mag.exp() + self.b_mag).relu()
+        assert self.threshold is not None
+        return pre.masked_fill_(pre <= self.threshold.clamp(min=0), 0)
 
     def _top(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Values (after the ReLU) and indices of the k largest pre-activations, (..., k) each."""
