@@ -18,29 +18,38 @@ if TYPE_CHECKING:
     from latentlens import errors as errors
     from latentlens import organism as organism
     from latentlens.access.cache import ActivationCache as ActivationCache
+    from latentlens.access.doses import measure_doses as measure_doses
+    from latentlens.access.doses import per_token_kl as per_token_kl
+    from latentlens.access.doses import unsteered_nll as unsteered_nll
+    from latentlens.access.formats.files import read_directions as read_directions
+    from latentlens.access.formats.files import write_directions as write_directions
+    from latentlens.access.formats.persona import convert_persona_pt as convert_persona_pt
+    from latentlens.access.formats.steering_vectors import from_steering_vector as from_steering_vector
+    from latentlens.access.formats.steering_vectors import to_steering_vector as to_steering_vector
     from latentlens.access.model import LensModel as LensModel
     from latentlens.access.model import load as load
     from latentlens.access.sweep import sweep as sweep
+    from latentlens.methods import calibrate as calibrate
     from latentlens.methods import probe as probe
+    from latentlens.methods.dose import dose_response as dose_response
     from latentlens.values.activations import Activations as Activations
+    from latentlens.values.calibration import DoseResponse as DoseResponse
+    from latentlens.values.calibration import KlBudget as KlBudget
+    from latentlens.values.calibration import ScoreThreshold as ScoreThreshold
     from latentlens.values.directions import Direction as Direction
     from latentlens.values.gates import Condition as Condition
     from latentlens.values.gates import Gate as Gate
     from latentlens.values.operations import Add as Add
-    from latentlens.values.operations import AddAt as AddAt
     from latentlens.values.operations import Affine as Affine
     from latentlens.values.operations import Clamp as Clamp
     from latentlens.values.operations import ConceptEdit as ConceptEdit
-    from latentlens.values.operations import NormPreservingAdd as NormPreservingAdd
-    from latentlens.values.operations import Patch as Patch
     from latentlens.values.operations import ProjectOut as ProjectOut
-    from latentlens.values.operations import Reflect as Reflect
     from latentlens.values.operations import RelativeAdd as RelativeAdd
-    from latentlens.values.operations import Rotate as Rotate
     from latentlens.values.operations import Scale as Scale
-    from latentlens.values.operations import Slerp as Slerp
     from latentlens.values.plan_files import load_plan as load_plan
     from latentlens.values.plan_files import save_plan as save_plan
+    from latentlens.values.replacements import AddAt as AddAt
+    from latentlens.values.replacements import Patch as Patch
     from latentlens.values.results import Arm as Arm
     from latentlens.values.results import Estimate as Estimate
     from latentlens.values.results import ProbeSweep as ProbeSweep
@@ -48,6 +57,10 @@ if TYPE_CHECKING:
     from latentlens.values.rollouts import Record as Record
     from latentlens.values.rollouts import Rollout as Rollout
     from latentlens.values.rollouts import Rollouts as Rollouts
+    from latentlens.values.rotations import NormPreservingAdd as NormPreservingAdd
+    from latentlens.values.rotations import Reflect as Reflect
+    from latentlens.values.rotations import Rotate as Rotate
+    from latentlens.values.rotations import Slerp as Slerp
     from latentlens.values.schedules import Schedule as Schedule
     from latentlens.values.sites import Site as Site
     from latentlens.values.where import PerRow as PerRow
@@ -71,18 +84,18 @@ _LAZY = {
     "Section": ("latentlens.views.report", "Section"),
     "SteeringEffect": ("latentlens.values.results", "SteeringEffect"),
     "Add": ("latentlens.values.operations", "Add"),
-    "AddAt": ("latentlens.values.operations", "AddAt"),
+    "AddAt": ("latentlens.values.replacements", "AddAt"),
     "Affine": ("latentlens.values.operations", "Affine"),
     "Clamp": ("latentlens.values.operations", "Clamp"),
     "ConceptEdit": ("latentlens.values.operations", "ConceptEdit"),
-    "NormPreservingAdd": ("latentlens.values.operations", "NormPreservingAdd"),
-    "Patch": ("latentlens.values.operations", "Patch"),
+    "NormPreservingAdd": ("latentlens.values.rotations", "NormPreservingAdd"),
+    "Patch": ("latentlens.values.replacements", "Patch"),
     "ProjectOut": ("latentlens.values.operations", "ProjectOut"),
-    "Reflect": ("latentlens.values.operations", "Reflect"),
+    "Reflect": ("latentlens.values.rotations", "Reflect"),
     "RelativeAdd": ("latentlens.values.operations", "RelativeAdd"),
-    "Rotate": ("latentlens.values.operations", "Rotate"),
+    "Rotate": ("latentlens.values.rotations", "Rotate"),
     "Scale": ("latentlens.values.operations", "Scale"),
-    "Slerp": ("latentlens.values.operations", "Slerp"),
+    "Slerp": ("latentlens.values.rotations", "Slerp"),
     "Condition": ("latentlens.values.gates", "Condition"),
     "Gate": ("latentlens.values.gates", "Gate"),
     "Record": ("latentlens.values.rollouts", "Record"),
@@ -93,6 +106,19 @@ _LAZY = {
     "Rollouts": ("latentlens.values.rollouts", "Rollouts"),
     "Site": ("latentlens.values.sites", "Site"),
     "Where": ("latentlens.values.where", "Where"),
+    "DoseResponse": ("latentlens.values.calibration", "DoseResponse"),
+    "KlBudget": ("latentlens.values.calibration", "KlBudget"),
+    "ScoreThreshold": ("latentlens.values.calibration", "ScoreThreshold"),
+    "convert_persona_pt": ("latentlens.access.formats.persona", "convert_persona_pt"),
+    "dose_response": ("latentlens.methods.dose", "dose_response"),
+    "from_steering_vector": ("latentlens.access.formats.steering_vectors", "from_steering_vector"),
+    "measure_doses": ("latentlens.access.doses", "measure_doses"),
+    "per_token_kl": ("latentlens.access.doses", "per_token_kl"),
+    "read_directions": ("latentlens.access.formats.files", "read_directions"),
+    "to_steering_vector": ("latentlens.access.formats.steering_vectors", "to_steering_vector"),
+    "unsteered_nll": ("latentlens.access.doses", "unsteered_nll"),
+    "write_directions": ("latentlens.access.formats.files", "write_directions"),
+    "calibrate": ("latentlens.methods.calibrate", None),
     "errors": ("latentlens.errors", None),
     "organism": ("latentlens.organism", None),
     "plots": ("latentlens.views.figures", None),

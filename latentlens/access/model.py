@@ -299,6 +299,15 @@ class LensModel:
 
         return check(self, texts)
 
+    def to_transformer_lens(self) -> Any:
+        """A TransformerLens `TransformerBridge` over a copy of the model, with equal activations under its site names.
+
+        Raises: BadInput: transformer_lens is not installed, or the model is quantised or offloaded. CheckFailed.
+        """
+        from latentlens.access.transformer_lens import to_transformer_lens
+
+        return to_transformer_lens(self)
+
     # -- what the verbs share -----------------------------------------------------------------------
 
     def _plan(self, inputs: Any, sites: SiteSpec, where: Any, pool: Any, steer: Any, truncate: Truncate) -> Plan:

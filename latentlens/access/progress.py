@@ -27,7 +27,8 @@ class Progress:
         if self._things is not None:
             self._counted += n
             rate = self._counted / max(time.perf_counter() - self._started, 1e-9)
-            self._bar.set_postfix_str(f"{self._things[0]} {self._counted}/{self._things[1]}, {rate:.3g}/s")
+            text = f"{self._things[0]} {self._counted}/{self._things[1]}, {rate:.3g}/s"
+            self._bar.set_postfix_str(text, refresh=False)  # a refresh would show the bar before its two seconds
 
     def __enter__(self) -> Progress:
         return self

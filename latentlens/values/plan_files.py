@@ -46,7 +46,10 @@ def load_plan(path: str | Path, *, saes: Sequence[Any] = ()) -> Plan:
     from safetensors import SafetensorError, safe_open
 
     import latentlens.values.gates
-    import latentlens.values.operations  # noqa: F401 - they name the operations that a file may hold
+    import latentlens.values.latents
+    import latentlens.values.operations
+    import latentlens.values.replacements
+    import latentlens.values.rotations  # noqa: F401 - they name the operations that a file may hold
 
     try:
         with safe_open(str(path), framework="pt") as file:
