@@ -118,6 +118,21 @@ def test_the_unknown_release_is_named_with_its_neighbours_and_the_hub_need_not_b
         load_sae("gpt2-small-res-jb", "blocks.8.hook_resid_pre")
 
 
+def test_the_registrys_claims_are_kept_and_its_placeholders_are_not(lens):
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    from latentlens.access.sae import _claims
+
+    known = get_pretrained_saes_directory()
+    jb = _claims(known["gpt2-small-res-jb"], "blocks.11.hook_resid_pre")
+    assert jb["model_name"] == "gpt2-small"
+    assert 0.5 < jb["variance_explained"] < 1
+    bare = next(entry for entry in known.values() if 1.0 in entry.expected_var_explained.values())
+    sae_id = next(i for i, v in bare.expected_var_explained.items() if v == 1.0)
+    assert "variance_explained" not in _claims(bare, sae_id)
+    assert _claims(None, "x") == {}
+
+
 # -- without SAELens ------------------------------------------------------------------------------------
 
 

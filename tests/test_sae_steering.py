@@ -40,6 +40,7 @@ def edits(kind):
         "response": [EditLatents(one, add={3: 6.0}, clamp={4: 4.0}, where="response")],
         "prompt, decaying": [EditLatents(one, clamp={4: 4.0}, where="all", schedule=ll.Schedule(decay=0.5))],
         "at another block": [EditLatents(one, clamp={4: 4.0}, site="resid_post[0]")],
+        "at the heads": [EditLatents(one, clamp={4: 4.0}, add={5: 1.0}, site="z[1]")],
         "in median norms": [EditLatents(one, add={3: 0.8}, unit="norm")],
         "with an addition before and after": [
             ll.Add(one.direction(9), 2.0),

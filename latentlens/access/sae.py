@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -138,7 +139,9 @@ def _from_release(
         near = difflib.get_close_matches(release, known, n=3, cutoff=0.3)
         raise BadInput(f"{release!r} is no folder and no release of SAELens. Nearest: {', '.join(near) or 'none'}")
     try:
-        theirs, _, _ = Theirs.from_pretrained_with_cfg_and_sparsity(release, sae_id, device=device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # how to load the model into TransformerLens: not needed here
+            theirs, _, _ = Theirs.from_pretrained_with_cfg_and_sparsity(release, sae_id, device=device)
     except (OSError, ConnectionError) as error:
         raise BadInput(
             f"cannot reach {release} / {sae_id}: {str(error).strip().splitlines()[0]} Without the hub, download the "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -98,7 +99,8 @@ def train_sae(
         return load_sae(out)
     with tempfile.TemporaryDirectory(prefix="latentlens-sae-") as folder:
         theirs.save_inference_model(Path(folder))
-        return load_sae(folder)
+        found = load_sae(folder)
+    return replace(found, about={key: value for key, value in found.about.items() if key != "release"})
 
 
 def _one(lm: LensModel, site: Any) -> list[Site]:
