@@ -238,7 +238,7 @@ def logit_lens(
         raise BadInput(f"unembedding must be (vocab, {sae.d_in}), not {tuple(unembedding.shape)}")
     if tokens is not None and len(tokens) > len(unembedding):
         raise BadInput(f"{len(tokens)} token texts for {len(unembedding)} rows of the unembedding")
-    rows = sae.decoder(list(latents)).float()
+    rows, unembedding = sae.decoder(list(latents)).detach().float(), unembedding.detach()
     rows = rows if norm_weight is None else rows * norm_weight.float().to(rows.device)
     logits = rows @ unembedding.float().to(rows.device).T
     if tokens is not None:
