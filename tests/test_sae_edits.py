@@ -104,6 +104,12 @@ def test_the_closed_form_is_the_difference_of_two_decodings_for_every_kind(flavo
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_ablating_all_latents_leaves_what_the_sae_does_not_explain(kind):
+    sae, h = make(kind), torch.randn(9, 6)
+    close(ablate(sae, range(20)).edit(h), h - sae.reconstruct(h) + sae.b_dec)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_latent_that_lost_the_competition_is_set_from_zero(kind):
     """Its code is 0 whatever its pre-activation was, so clamping to c adds c decoder rows."""
     sae, h = make(kind), torch.randn(40, 6)

@@ -107,7 +107,8 @@ def preflight(lm: LensModel, sae: SAE, texts: Any = None, *, site: Any = None, s
 
     Args:
         texts: by default `lm.reference_texts`. A few hundred of the kind that the SAE was trained on are better.
-        site: where it is going to be used, if not at its own site.
+        site: where it is going to be used, if not at its own site. An SAE that is meant for another block than it was
+            trained on will fail here: read the report with strict=False.
         strict: raise if anything fails.
     Raises: SAEMismatch: strict, and something failed; the message is the whole report.
     """
@@ -197,6 +198,8 @@ def _rows(lm: LensModel, sae: SAE, texts: Any) -> tuple[list[TokenRow], Finding]
     wanted = sae.about.get("prepend_bos")
     has = bos is not None and all(row.ids[0] == bos for row in rows)
     left_out = "special tokens are left out of every number here"
+    if sae.about.get("exclude_special_tokens"):
+        left_out += ", as they were in training: read and edit with where='content'"
     if wanted is None:
         note = f"not said whether its texts began with BOS; these {'do' if has else 'do not'}. {left_out}"
         found = Finding("BOS", "warn", note)

@@ -18,6 +18,7 @@ from latentlens.errors import BadInput
 from latentlens.values.rows import TokenRow
 from latentlens.values.sae import SAE
 from latentlens.values.sites import Site
+from latentlens.values.where import resolve
 
 if TYPE_CHECKING:
     from latentlens.access.model import LensModel
@@ -47,6 +48,7 @@ def train_sae(
     out: str | Path | None = None,
     buffer: int = 1 << 19,
     cached: bool = True,
+    device: Any = None,
     **options: Any,
 ) -> SAE:
     """Train an SAE on the states of texts with SAELens' trainer and save it in SAELens' format.
@@ -68,9 +70,10 @@ def train_sae(
         where: positions trained on; special tokens are left out by default, as their states are unlike all others.
         out: folder to write (cfg.json, sae_weights.safetensors); SAELens and `load_sae` read it.
         buffer: activations held at once. cached: whether the capture reads and writes the activation cache.
+        device: where to train; that of the model by default.
         options: further fields of SAELens' configuration of this kind (aux_loss_coefficient, ...).
-    Returns: the SAE, as `load_sae` reads it from the folder. `about` holds explained variance, L0 and dead share on the
-        held-out texts, and the recipe.
+    Returns: the SAE, as `load_sae` reads it from the folder. `about` holds explained variance and L0 on the held-out
+        texts, the number of dead latents at the end of training, and the recipe.
     Raises: BadInput: unknown kind, fewer texts than two, fewer activations than a batch.
     """
     if kind not in ("topk", "batchtopk", "jumprelu"):
@@ -86,7 +89,9 @@ def train_sae(
     wanted = tokens or 10 * feed.count
     if wanted < batch or feed.count < batch:
         raise BadInput(f"{feed.count} activations, {wanted} wanted in all: fewer than one batch of {batch}")
-    theirs = _fit(_config(lm, at, kind, d_sae, k, rows, options), kind, feed, wanted, batch, lr, seed)
+    config = _config(lm, at, kind, d_sae, k, rows, where, options)
+    config["device"] = str(lm.layout.device if device is None else device)
+    theirs = _fit(config, kind, feed, wanted, batch, lr, seed)
     recipe = {"texts": len(trained), "tokens": wanted, "batch": batch, "lr": lr, "seed": seed, "where": str(where)}
     recipe["texts_sha256"] = hashlib.sha256("".join(row.digest for row in trained).encode()).hexdigest()
     theirs.cfg.metadata.training = recipe
@@ -112,8 +117,12 @@ def _one(lm: LensModel, site: Any) -> list[Site]:
 
 def _states(lm: LensModel, rows: Sequence[TokenRow], site: Site, where: Any, cached: bool) -> Tensor:
     """Float32 states (n, d) of texts."""
-    kept = [row for row in rows if where != "content" or not all(row.special)]
-    return lm.activations(kept, sites=site, where=where, cached=cached)[site].flatten(1).float()
+    return lm.activations(_kept(rows, where), sites=site, where=where, cached=cached)[site].flatten(1).float()
+
+
+def _kept(rows: Sequence[TokenRow], where: Any) -> list[TokenRow]:
+    """Rows in which there is something to read."""
+    return [row for row in rows if where != "content" or not all(row.special)]
 
 
 class _Feed:
@@ -133,8 +142,7 @@ class _Feed:
         self.lm, self.rows, self.site, self.where, self.cached = lm, rows, site, where, cached
         self.batch, self.buffer = batch, max(buffer, 2 * batch)
         self._draw = torch.Generator().manual_seed(seed)
-        special = where == "content"
-        self.count = sum(len(row) - sum(row.special) if special else len(row) for row in rows)
+        self.count = sum(map(len, resolve(where, _kept(rows, where))))
         self._batches = self._whole() if self.count <= self.buffer else self._streamed()
 
     def __iter__(self) -> _Feed:
@@ -178,7 +186,14 @@ class _Feed:
 
 
 def _config(
-    lm: LensModel, site: Site, kind: str, d_sae: int, k: float, rows: Sequence[TokenRow], options: dict[str, Any]
+    lm: LensModel,
+    site: Site,
+    kind: str,
+    d_sae: int,
+    k: float,
+    rows: Sequence[TokenRow],
+    where: Any,
+    options: dict[str, Any],
 ) -> dict[str, Any]:
     bos = getattr(lm.tokenizer, "bos_token_id", None)
     tap = lm.layout.tap(site)
@@ -187,7 +202,7 @@ def _config(
         "hook_name": _hook(site),
         "hf_hook_name": f"{tap.name}.{'input' if tap.side == 'in' else 'output'}",
         "prepend_bos": bos is not None and all(row.ids[0] == bos for row in rows),
-        "exclude_special_tokens": True,
+        "exclude_special_tokens": where == "content",
         "context_size": max(map(len, rows)),
     }
     sparsity: dict[str, Any] = {"k": k if kind == "batchtopk" else int(k)}
@@ -217,6 +232,7 @@ def _fit(config: dict[str, Any], kind: str, feed: _Feed, tokens: int, batch: int
         total_training_samples=steps * batch,
         train_batch_size_samples=batch,
         lr=lr,
+        device=config["device"],
         lr_end=lr / 10,
         lr_warm_up_steps=max(1, steps // 50),
         lr_decay_steps=steps // 5,

@@ -156,8 +156,7 @@ class _Tables:
     def apply(self, states: Tensor, which: Tensor | None) -> Tensor:
         moved, touched = None, None
         if self.bounded.numel():
-            codes = self.sae.encode(states, self.bounded) if self.small is None else self.small.encode(states)
-            codes = codes.float()
+            codes = self._codes(states).float()
             low, high = (t[0] if which is None else t[which] for t in (self.low, self.high))
             change = torch.minimum(torch.maximum(codes, low), high) - codes
             moved, touched = change @ self.decoder, (change != 0).any(-1)
@@ -170,6 +169,14 @@ class _Tables:
         scale = self.sae.scale(states)
         moved = moved if scale is None else moved * scale.float()
         return torch.where(touched[:, None], states + moved, states)  # what nothing touches stays bit for bit
+
+    def _codes(self, states: Tensor) -> Tensor:
+        """Codes of the bounded latents, (n, n_bounded)."""
+        if self.small is not None:
+            return self.small.encode(states)
+        if self.sae.kind == "topk":
+            return self.sae.encode(states, self.bounded)
+        return self.sae.encode(states)[:, self.bounded]  # most of the latents: no copy of their weights is made
 
 
 def _tables(items: Sequence[EditLatents], device: torch.device) -> _Tables:
@@ -186,10 +193,10 @@ def _tables(items: Sequence[EditLatents], device: torch.device) -> _Tables:
             amounts = torch.tensor(list(item.add.values()), device=device)
             added[i] = amounts @ sae.decoder(list(item.add)).float()
     index = torch.tensor(bounded, dtype=torch.long)
-    competing = sae.kind == "topk" or not bounded
+    whole = sae.kind == "topk" or not bounded or len(bounded) > sae.d_sae / 2
     return _Tables(
         sae,
-        None if competing else sae.restricted(index),
+        None if whole else sae.restricted(index),
         index,
         low.to(device),
         high.to(device),
