@@ -94,7 +94,7 @@ def unsteered_nll(lm: LensModel, runs: Sequence[Rollout]) -> np.ndarray:
         found[list(part)] = [float(values.mean()) for values in torch.split(nll, [len(p) for p in at])]
 
     budget = max(1, min(lm.token_budget, _VALUES // max(lm.layout.vocab_size, 1)))
-    with own_forward():
+    with own_forward(lm.layout):
         for batch in batches([len(row) for row in rows], budget):
             halving(batch, score)
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import difflib
+import functools
 import inspect
 import re
 import threading
@@ -26,6 +27,7 @@ from latentlens.values.sites import BLOCK_POINTS, DEPTH, MODEL_POINTS, Site, blo
 SiteSpec = str | int | Site | Sequence["str | int | Site"]
 
 _TRACE_TOKENS = 5
+_TINY = 4_000_000
 _IN_BLOCKS = re.compile(
     r"(?P<path>[A-Za-z_][\w.]*?)(?:\.(?P<index>-?\d+|\*)|\[(?P<blocks>[^\]]*)\])(?:\.(?P<rest>.+))?"
 )
@@ -87,6 +89,12 @@ class Layout:
         """Where token ids go: the device of the decoder's first weight that is not offloaded."""
         weights = (p.device for p in self.decoder.parameters())
         return next((device for device in weights if device.type != "meta"), torch.device("cpu"))
+
+    @functools.cached_property
+    def tiny(self) -> bool:
+        """Whether the model is on the CPU and so small that one thread serves it best."""
+        on_cpu = all(p.device.type == "cpu" for p in self.model.parameters())
+        return on_cpu and sum(p.numel() for p in self.model.parameters()) < _TINY
 
     # -- reading what the user wrote ----------------------------------------------------------------
 

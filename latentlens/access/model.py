@@ -186,7 +186,7 @@ class LensModel:
         cache = self.cache if cached else None
         self._refuse_too_large(plan, max_gib)
         context = self._identity.context(hash_weights=cache is not None)
-        with own_forward():
+        with own_forward(self.layout):
             outcome = capture(
                 self.layout,
                 plan,

@@ -61,13 +61,13 @@ def run(
         bar.count(len(fresh))
 
     bar = Progress("generate", len(requests) * how.max_new_tokens, "tok", things=("rows", len(requests)))
-    with bar, own_forward():
+    with bar, own_forward(lm.layout):
         generate(lm.layout, requests, how, bar.update, finished, record)
     runs = [made[i] for i in range(len(requests))]
     rows = [one.row.continued(one.generated, lm._reader.special_ids) for one in runs]
 
     def effect(which: Sequence[int]) -> EditEffect:
-        with own_forward():
+        with own_forward(lm.layout):
             return measure(lm.layout, [rows[i] for i in which], [requests[i].plan for i in which], lm.token_budget)
 
     about = {"model": lm.name, "weights": lm._identity.known_weights()}
