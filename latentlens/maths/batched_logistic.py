@@ -25,8 +25,9 @@ from torch import Tensor
 
 from latentlens.errors import BadInput, TooFewExamples
 
-_MEMORY = 10  # pairs that L-BFGS remembers
+_MEMORY = 6  # pairs that L-BFGS remembers
 _FLAT = 1e-6  # a spread below this share of the largest entry is rounding
+_SLOPE = 0.1  # of the slope at 0 that a line search may leave
 _CHUNK = 1 << 25  # bytes of activations worked on at a time: one layer where layers are large
 
 
@@ -49,7 +50,7 @@ def fit_logistic(
     C: Tensor,
     rows: Tensor | None = None,
     *,
-    tol: float = 1e-3,
+    tol: float = 1e-2,
     max_steps: int = 200,
     dtype: torch.dtype = torch.float32,
 ) -> LogisticFits:
@@ -99,29 +100,32 @@ def _fit(
     if not bool(used.all()):
         x, labels, mask = x[:, used], labels[:, used], mask[:, used]
     masks, of = mask.unique(dim=0, return_inverse=True)  # as many as folds: few
-    everyone = torch.ones(1, x.shape[1], dtype=torch.float64, device=x.device)
     if x.shape[2] < int(masks.sum(1).min()):
-        z, mean, std = _standardised(x, everyone, dtype)
-        values, vectors = torch.linalg.eigh((z.mT @ z).double())
-        spread = _spread(z, masks).to(dtype)[:, of]
-        gram = values.clamp_min(0).to(dtype) / x.shape[1], vectors.to(dtype)
+        z, mean, std = _standardised(x, dtype)
+        values, vectors = torch.linalg.eigh(z.mT @ z)
+        spread = _spread(z, masks)[:, of]
+        gram = values.clamp_min(0) / x.shape[1], vectors
         w, b, steps, arrived = _solve(z, labels, mask.to(dtype), C.to(dtype), *gram, spread, tol, max_steps)
         weights = w.double() / std
         return LogisticFits(weights, b.double() - (weights * mean).sum(-1), steps, arrived)
     # Fewer rows than features: one problem in row coordinates for each distinct set of rows.
-    shape, new = (len(x), len(labels)), {"device": x.device}
-    weights = torch.zeros(*shape, x.shape[2], dtype=torch.float64, **new)
-    intercepts = torch.zeros(shape, dtype=torch.float64, **new)
-    steps, arrived = torch.zeros(shape, dtype=torch.int64, **new), torch.zeros(shape, dtype=torch.bool, **new)
+    shape, on_device = (len(x), len(labels)), x.device
+    weights = torch.zeros(*shape, x.shape[2], dtype=torch.float64, device=on_device)
+    intercepts = torch.zeros(shape, dtype=torch.float64, device=on_device)
+    steps, arrived = (
+        torch.zeros(shape, dtype=torch.int64, device=on_device),
+        torch.zeros(shape, dtype=torch.bool, device=on_device),
+    )
     for fold in range(len(masks)):
         at, on = (of == fold).nonzero()[:, 0], masks[fold] > 0
-        z, mean, std = _standardised(x[:, on], everyone[:, on], dtype)
+        z, mean, std = _standardised(x[:, on], dtype)
         values, vectors = torch.linalg.eigh((z @ z.mT).double())
         scale = values.clamp_min(0).sqrt()
         inverse = torch.where(values > values[:, -1:] * 1e-12, 1 / scale, torch.zeros_like(scale))
         gram = (scale.square() / int(on.sum())).to(dtype), None
-        ones, c = everyone[:, on].to(dtype).expand(len(at), -1), C[at].to(dtype)
-        found = _solve((vectors * scale[:, None]).to(dtype), labels[at][:, on], ones, c, *gram, None, tol, max_steps)
+        every = torch.ones(len(at), int(on.sum()), dtype=dtype, device=on_device)
+        rotated = (vectors * scale[:, None]).to(dtype)
+        found = _solve(rotated, labels[at][:, on], every, C[at].to(dtype), *gram, None, tol, max_steps)
         w = (found[0].double() * inverse[:, None]) @ vectors.mT @ z.double() / std
         weights[:, at], intercepts[:, at] = w, found[1].double() - (w * mean).sum(-1)
         steps[:, at], arrived[:, at] = found[2], found[3]
@@ -131,23 +135,25 @@ def _fit(
 def _spread(z: Tensor, masks: Tensor) -> Tensor:
     """Std of the rows of each mask, (layers, masks, d); 0 where a feature does not vary among them."""
     share = (masks / masks.sum(1, keepdim=True)).to(z.dtype)
-    var = (share @ z.square()).double() - (share @ z).double().square()
-    least = (_FLAT * z.abs().amax(1, keepdim=True).double()).square()
-    return torch.where(var > least, var, torch.zeros_like(var)).sqrt()
+    power = share @ z.square()
+    var = power - (share @ z).square()
+    # Below this the difference of the two is rounding.
+    rounding = 10 * torch.finfo(z.dtype).eps * power
+    return torch.where(var > rounding, var, torch.zeros_like(var)).sqrt()
 
 
-def _standardised(x: Tensor, share: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _standardised(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Features with mean 0 and std 1; constant ones become 0 and have std inf. Moments (layers, 1, d), float64."""
-    share = share / share.sum()
-    mean = torch.empty(len(x), 1, x.shape[2], dtype=torch.float64, device=x.device)
-    std, z = torch.empty_like(mean), torch.empty(x.shape, dtype=dtype, device=x.device)
-    for i, layer in enumerate(x):  # one layer at a time in float64
-        exact = layer.double()
-        mean[i] = share @ exact
-        exact = exact - mean[i]
-        std[i] = (share @ exact.square()).sqrt()
-        std[i, std[i] <= _FLAT * layer.abs().amax(0).double()[None]] = torch.inf
-        z[i] = exact / std[i]
+    n = x.shape[1]
+    first = x[:, :1].to(dtype)  # a shift: the sums below then lose nothing to a large common mean
+    z = x.to(dtype) - first
+    every = torch.full((1, n), 1 / n, dtype=dtype, device=x.device)
+    moved = every @ z
+    z -= moved
+    mean, std = first.double() + moved.double(), (every @ z.square()).double().sqrt()
+    std[std <= _FLAT * mean.abs()] = torch.inf
+    std[std == 0] = torch.inf
+    z /= std.to(dtype)
     return z, mean, std
 
 
@@ -158,48 +164,56 @@ def _solve(
     """Weights (layers, columns, d) in the coordinates of z, intercepts, steps, arrived.
 
     values, vectors: of the Gram matrix over n; vectors None: it is diagonal already. std: (layers, columns, d),
-    of the column's own rows: its penalty is |std w|^2 / 2, and where it is 0 the weight stays 0.
+    of the column's own rows: its penalty is |std w|^2 / 2, and where it is 0 the weight stays 0. Columns come
+    before rows and features everywhere: so few of them still make a quick product.
     """
-    n_layers, n, d = z.shape
-    n_columns = len(labels)
-    y, m, c = labels.T.to(z.dtype), mask.T.contiguous(), C  # y: 0 or 1, (n, columns)
-    penalty = torch.ones(n_layers, d, n_columns, dtype=z.dtype, device=z.device) if std is None else std.mT.square()
+    n_layers, _, d = z.shape
+    y, m, c = labels.to(z.dtype), mask, C
+    shape = (n_layers, len(labels))
+    penalty = torch.ones(*shape, d, dtype=z.dtype, device=z.device) if std is None else std.square()
     free = penalty > 0
-    size = m.sum(0)
-    rate = (m * y).sum(0) / size
-    w = torch.zeros(n_layers, d, n_columns, dtype=z.dtype, device=z.device)
-    b = rate.logit().expand(n_layers, n_columns).clone()
-    logits = b[:, None].expand(-1, n, -1).clone()
+    size = m.sum(1)
+    w = torch.zeros(*shape, d, dtype=z.dtype, device=z.device)
+    b = ((m * y).sum(1) / size).logit().expand(shape).clone()
+    logits = b[..., None].expand(-1, -1, z.shape[1]).clone()
     out_w, out_b = w.clone(), b.clone()
-    out_steps = torch.zeros(n_layers, n_columns, dtype=torch.int64, device=z.device)
-    out_arrived = torch.zeros(n_layers, n_columns, dtype=torch.bool, device=z.device)
-    at = torch.arange(n_columns, device=z.device)
+    out_steps = torch.zeros(shape, dtype=torch.int64, device=z.device)
+    out_arrived = torch.zeros(shape, dtype=torch.bool, device=z.device)
+    at = torch.arange(len(labels), device=z.device)
     pairs: list[tuple[Tensor, ...]] = []  # step of w, of b, change of their gradients, 1 / their product
     gw, gb, kappa = _gradient(z, logits, w, y, m, c, size, penalty, free)
     for step in range(1, max_steps + 1):
         pw, pb = _direction(gw, gb, pairs, c * kappa * size, values, vectors, free)
-        dz = torch.baddbmm(pb[:, None], z, pw)
-        t = _line_search(logits, dz, w, pw, y, m, c, penalty)
-        moved = t.square() * (m * dz.square()).sum(1) / size
-        w, b, logits = w + t[:, None] * pw, b + t * pb, logits + t[:, None] * dz
-        spread = (m * logits.square()).sum(1) / size - ((m * logits).sum(1) / size).square()
+        dz = torch.baddbmm(pb[..., None], pw, z.mT)
+        slope = (gw * pw).sum(-1) + gb * pb
+        t = _line_search(
+            logits, dz, slope, (penalty * w * pw).sum(-1), (penalty * pw.square()).sum(-1), y, c[:, None] * m
+        )
+        w, b, logits = torch.addcmul(w, t[..., None], pw), b + t * pb, torch.addcmul(logits, t[..., None], dz)
+        moved = t.square() * _dot(m, dz.square()) / size
+        spread = _dot(m, logits.square()) / size - (_dot(m, logits) / size).square()
         done = moved <= tol**2 * spread.clamp_min(0) + 1e-24
-        out_w[:, :, at], out_b[:, at] = w, b
+        out_w[:, at], out_b[:, at] = w, b
         out_steps[:, at], out_arrived[:, at] = step, done
         rest = ~done.all(0)
         if not bool(rest.any()):
             break
         new_w, new_b, kappa = _gradient(z, logits, w, y, m, c, size, penalty, free)
-        sw, sb, dw, db = t[:, None] * pw, t * pb, new_w - gw, new_b - gb
-        product = (sw * dw).sum(1) + sb * db
+        sw, sb, dw, db = t[..., None] * pw, t * pb, new_w - gw, new_b - gb
+        product = (sw * dw).sum(-1) + sb * db
         pairs = [*pairs[-_MEMORY + 1 :], (sw, sb, dw, db, torch.where(product > 0, 1 / product, 0 * product))]
         gw, gb = new_w, new_b
-        if int(rest.sum()) <= 0.7 * len(rest):  # fewer columns repay the copy
-            at, y, m, c, size = at[rest], y[:, rest], m[:, rest], c[rest], size[rest]
-            w, b, logits, penalty, free = (v[..., rest] for v in (w, b, logits, penalty, free))
-            gw, gb, kappa = gw[..., rest], gb[..., rest], kappa[..., rest]
-            pairs = [tuple(v[..., rest] for v in pair) for pair in pairs]
-    return out_w.mT, out_b, out_steps, out_arrived
+        if int(rest.sum()) <= 0.8 * len(rest):  # fewer columns repay the copy
+            at, y, m, c, size = at[rest], y[rest], m[rest], c[rest], size[rest]
+            w, b, logits, penalty, free = (v[:, rest] for v in (w, b, logits, penalty, free))
+            gw, gb, kappa = gw[:, rest], gb[:, rest], kappa[:, rest]
+            pairs = [tuple(v[:, rest] for v in pair) for pair in pairs]
+    return out_w, out_b, out_steps, out_arrived
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum over rows of a (columns, n) with b (layers, columns, n)."""
+    return torch.linalg.vecdot(a.expand_as(b), b)
 
 
 def _gradient(
@@ -207,10 +221,9 @@ def _gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of the weights and the intercept, and the mean of p (1 - p) over each column's rows."""
     p = logits.sigmoid()
-    kappa = ((p - p.square()) * m).sum(1) / size
-    residual = (p - y) * m
-    residual *= c
-    return (z.mT @ residual + penalty * w) * free, residual.sum(1), kappa.clamp_min(1e-8)
+    kappa = _dot(m, p - p.square()) / size
+    residual = p.sub_(y).mul_(c[:, None] * m)
+    return torch.addcmul(residual @ z, penalty, w).mul_(free), residual.sum(-1), kappa.clamp_min(1e-8)
 
 
 def _direction(
@@ -220,42 +233,37 @@ def _direction(
     """Two-loop recursion around the shared preconditioner; a descent direction."""
     qw, qb, alphas = gw, gb, []
     for sw, sb, dw, db, rho in reversed(pairs):
-        alpha = rho * ((sw * qw).sum(1) + sb * qb)
-        qw, qb = torch.addcmul(qw, alpha[:, None], dw, value=-1), qb - alpha * db
+        alpha = rho * (torch.linalg.vecdot(sw, qw) + sb * qb)
+        qw, qb = torch.addcmul(qw, alpha[..., None], dw, value=-1), qb - alpha * db
         alphas.append(alpha)
-    inverse = 1 / (weight[:, None] * values[:, :, None] + 1)
-    qw = qw * inverse if vectors is None else vectors @ ((vectors.mT @ qw) * inverse)
+    inverse = 1 / (weight[..., None] * values[:, None] + 1)
+    qw = qw * inverse if vectors is None else ((qw @ vectors) * inverse) @ vectors.mT
     qw, qb = qw * free, qb / weight
     for (sw, sb, dw, db, rho), alpha in zip(pairs, reversed(alphas), strict=True):
-        beta = alpha - rho * ((dw * qw).sum(1) + db * qb)
-        qw, qb = torch.addcmul(qw, beta[:, None], sw), qb + beta * sb
+        beta = alpha - rho * (torch.linalg.vecdot(dw, qw) + db * qb)
+        qw, qb = torch.addcmul(qw, beta[..., None], sw), qb + beta * sb
     return -qw, -qb
 
 
 def _line_search(
-    logits: Tensor, dz: Tensor, w: Tensor, pw: Tensor, y: Tensor, m: Tensor, c: Tensor, penalty: Tensor
+    logits: Tensor, dz: Tensor, start: Tensor, linear: Tensor, square: Tensor, y: Tensor, weight: Tensor
 ) -> Tensor:
     """Step lengths where the slope along the direction is near 0: (layers, columns).
 
     The slope grows with t, so its sign says on which side of the minimum t is, and no value of the objective
-    (in which float32 would lose the difference) is needed. A few evaluations of element-wise cost.
+    (in which float32 would lose the difference) is needed. A few evaluations of element-wise cost. start: slope
+    at 0; linear, square: derivatives of the penalty along the direction.
     """
-    linear, square = (penalty * w * pw).sum(1), (penalty * pw.square()).sum(1)
-    weighted = c * m * dz
-
-    def slope(t: Tensor) -> tuple[Tensor, Tensor]:
-        p = torch.addcmul(logits, t[:, None], dz).sigmoid_()
-        first = ((p - y) * weighted).sum(1) + linear + t * square
-        return first, ((p - p.square()) * weighted * dz).sum(1) + square
-
-    start = slope(torch.zeros_like(linear))[0].abs()
+    weighted = weight * dz
     t = torch.ones_like(linear)
     low, high = torch.zeros_like(t), torch.full_like(t, torch.inf)
     for _ in range(8):
-        first, second = slope(t)
-        near = first.abs() <= 0.3 * start
+        p = torch.addcmul(logits, t[..., None], dz).sigmoid_()
+        first = torch.linalg.vecdot(p - y, weighted) + linear + t * square
+        near = first.abs() <= _SLOPE * start.abs()
         if bool(near.all()):
             break
+        second = torch.linalg.vecdot(p.sub_(p.square()).mul_(dz), weighted) + square
         low, high = torch.where(first < 0, t, low), torch.where(first > 0, t, high)
         newton = t - first / second.clamp_min(1e-30)
         middle = torch.where(high.isinf(), 2 * t, (low + high) / 2)
