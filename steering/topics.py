@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
+import torch
 import typer
 
 import latentlens as ll
@@ -23,7 +24,7 @@ from latentlens.organism.judges import sentences, topic_of
 from latentlens.views.figures import steering_effect
 from latentlens.views.terminal import print_table
 
-STRENGTHS = (0.5, 1.0, 1.5, 2.0)  # median norms of the states at the block
+STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5)  # median norms of the states at the block
 SEEDS, DRAWS, TEMPERATURE, LENGTH = range(4), 3, 0.7, 48
 
 
@@ -34,12 +35,12 @@ def chat(topic: str, form: str) -> list[dict[str, str]]:
 def directions(lm: ll.LensModel, block: int) -> dict[str, ll.Direction]:
     """Mean difference of each topic against the others, on texts that the experiment does not use."""
     drawn = texts("topics", 400, seed=5_000, split="on_topic")
-    acts = lm.activations([t.messages() for t in drawn], sites=f"resid_post[{block}]", where="role:assistant", pool="mean")
-    states, topic = acts[f"resid_post[{block}]"], pd.Series([t.topic for t in drawn])
-    return {
-        t: ll.Direction(states[(topic == t).to_numpy()].mean(0) - states[(topic != t).to_numpy()].mean(0), acts.sites[0], t)
-        for t in TOPICS
-    }
+    acts = lm.activations(
+        [t.messages() for t in drawn], sites=f"resid_post[{block}]", where="role:assistant", pool="mean"
+    )
+    site, states = acts.sites[0], acts[acts.sites[0]]
+    on = {topic: torch.tensor([t.topic == topic for t in drawn]) for topic in TOPICS}
+    return {t: ll.Direction(states[mine].mean(0) - states[~mine].mean(0), site, t) for t, mine in on.items()}
 
 
 def written_about(text: str, topic: str) -> bool:
@@ -55,31 +56,34 @@ def main(
     """Steer ten prompts to another topic each, with controls, and write a page."""
     lm = ll.load()
     vectors = directions(lm, block)
-    target = {topic: TOPICS[(i + 3) % len(TOPICS)] for i, topic in enumerate(TOPICS)}
-    arms, rows = [], []
-    for topic in TOPICS:
-        v = vectors[target[topic]]
-        plans: dict[str, object] = {"no edit": None}
-        for c in STRENGTHS:
-            plans[f"direction {c}"] = ll.Add(v, c, unit="norm", where="last_prompt+response")
-            for draw in range(DRAWS):
-                plans[f"random {c} {draw}"] = ll.Add(v.random_like(draw), c, unit="norm", where="last_prompt+response")
-        how = {"max_new_tokens": LENGTH, "temperature": TEMPERATURE, "folder": folder}
-        frame = ll.sweep(lm, [chat(topic, form) for form in ASKED], plans, SEEDS, **how)
-        asked = ll.sweep(lm, [chat(target[topic], form) for form in ASKED], {"prompt": None}, SEEDS, **how)
-        rows.append(pd.concat([frame, asked]).assign(asked=topic, target=target[topic]))
-    found = pd.concat(rows, ignore_index=True)
+    prompts = [(topic, TOPICS[(i + 3) % len(TOPICS)], form) for i, topic in enumerate(TOPICS) for form in ASKED]
+    where = "last_prompt+response"  # every position that predicts a token of the answer
+    plans: dict[str, object] = {"no edit": None}
+    for c in STRENGTHS:
+        plans[f"direction {c}"] = [[ll.Add(vectors[to], c, unit="norm", where=where)] for _, to, _ in prompts]
+        for draw in range(DRAWS):
+            random = [vectors[to].random_like(draw) for _, to, _ in prompts]
+            plans[f"random {c} {draw}"] = [[ll.Add(v, c, unit="norm", where=where)] for v in random]
+    how = {"max_new_tokens": LENGTH, "temperature": TEMPERATURE, "folder": folder}
+    found = pd.concat(
+        [
+            ll.sweep(lm, [chat(topic, form) for topic, _, form in prompts], plans, SEEDS, **how),
+            ll.sweep(lm, [chat(to, form) for _, to, form in prompts], {"prompt": None}, SEEDS, **how),
+        ],
+        ignore_index=True,
+    )
+    found["target"] = [prompts[i][1] for i in found["prompt_index"]]
     found["outcome"] = [written_about(text, t) for text, t in zip(found["text"], found["target"], strict=True)]
+    arms = []
     for label, group in found.groupby("plan", sort=False):
         kind, *numbers = (label, 0, 0) if label in ("no edit", "prompt") else label.split()
         coeff, draw = float(numbers[0]), int(numbers[1]) if len(numbers) > 1 else 0
         arms.append(ll.Arm.of(kind, group["outcome"], coeff, draw))
     effect = ll.SteeringEffect(tuple(arms), "answers on the topic steered to", f"median norm at resid_post[{block}]")
-    table = [
-        [f"{c:+g}", *(", ".join(a.share.short for a in effect.of(k, c)) for k in ("direction", "random"))]
-        + [effect.against("random", c).short]
-        for c in STRENGTHS
-    ]
+    table = []
+    for c in STRENGTHS:
+        shares = [", ".join(arm.share.short for arm in effect.of(kind, c)) for kind in ("direction", "random")]
+        table.append([f"{c:+g}", *shares, effect.against("random", c).short])
     head = ["strength", "direction", f"{DRAWS} random directions", "difference"]
     plain, prompt = (effect.of(kind)[0].share.short for kind in ("no edit", "prompt"))
     note = f"n = {effect.arms[0].n} answers an arm; no edit {plain}, asked in words {prompt}; 95% intervals"
@@ -88,10 +92,15 @@ def main(
         report,
         title="Steering topics",
         question="Does adding a topic's direction change what the model writes about?",
-        highlights={f"difference to random at {c:+g}": effect.against("random", c) for c in (1.0, 2.0)},
+        highlights={f"difference to random at {c:+g}": effect.against("random", c) for c in (0.5, 1.0)},
         sections=[
-            ll.Section("Share of answers", [steering_effect(effect), ll.Captioned(pd.DataFrame(table, columns=head), note)]),
-            ll.Section("Some answers", [found[found.plan == "direction 1.5"][["prompt", "target", "text", "outcome"]].head(12)]),
+            ll.Section(
+                "Share of answers", [steering_effect(effect), ll.Captioned(pd.DataFrame(table, columns=head), note)]
+            ),
+            ll.Section(
+                "Some answers",
+                [found[found.plan == "direction 0.75"][["prompt", "target", "text", "outcome"]].head(12)],
+            ),
         ],
         manifest={"model": repr(lm), "block": block, "seeds": list(SEEDS), "temperature": TEMPERATURE},
     )

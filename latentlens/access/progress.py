@@ -22,6 +22,10 @@ class Progress:
         """Say that n more units are done."""
         self._bar.update(n)
 
+    def shrink(self, n: int) -> None:
+        """Say that n units will never be needed."""
+        self._bar.total -= n
+
     def count(self, n: int) -> None:
         """Say that n more things are done."""
         if self._things is not None:

@@ -59,6 +59,7 @@ def run(
         made.update(fresh)
         done(fresh, dict(zip(which, read, strict=False)))
         bar.count(len(fresh))
+        bar.shrink(sum(how.max_new_tokens - len(ids) for ids in texts))
 
     bar = Progress("generate", len(requests) * how.max_new_tokens, "tok", things=("rows", len(requests)))
     with bar, own_forward(lm.layout):

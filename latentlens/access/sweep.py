@@ -47,8 +47,9 @@ def sweep(
     compare two plans row by row.
 
     Args:
-        plans: {"label": plan}, or a list of plans, labelled by what they say. Include one that does nothing
-            ({"none": None}) to have the comparison.
+        plans: {"label": plan}; a plan is as for `generate`, the same for all prompts or a list with one per prompt.
+            A list of plans is labelled by what they say. Include one that does nothing ({"none": None}) to have
+            the comparison.
         record: sites or a `Record`; each reading becomes a column of arrays (n_positions, width), named
             "after resid_post[3]", with the positions in the column "positions".
         folder: where finished rows are kept. The same call on the same folder runs only what is missing; what was
@@ -65,11 +66,11 @@ def sweep(
     how = decoding(lm, max_new_tokens, temperature, stop_ids, allow_idle)
     requests, place = [], []
     for label, plan in labelled.items():
-        ready = lm._steered(plan, len(rows))[1]
+        given, ready = lm._steered(plan, len(rows))
         for i, row in enumerate(rows):
             for seed in seeds:
                 requests.append(Request(row, seed, 0, ready[i]))
-                place.append((i, label))
+                place.append((i, label, given[i]))
     store = _Store(Path(folder) if folder is not None else None)
     about = lm._identity.context(hash_weights=folder is not None)
     keys = [_key(about, request, how, record) for request in requests]
@@ -81,13 +82,13 @@ def sweep(
 
     if missing:
         todo, at = [requests[n] for n in missing], [place[n] for n in missing]
-        run(lm, todo, [i for i, _ in at], [labelled[label] for _, label in at], how, record, keep)
-    return _frame(store, keys, place, requests, labelled, len(missing))
+        run(lm, todo, [i for i, _, _ in at], [plan for _, _, plan in at], how, record, keep)
+    return _frame(store, keys, place, requests, len(missing))
 
 
-def _labelled(plans: Mapping[str, Any] | Sequence[Any]) -> dict[str, Plan]:
+def _labelled(plans: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
     if isinstance(plans, Mapping):
-        return {str(label): as_plan(plan) for label, plan in plans.items()}
+        return {str(label): plan for label, plan in plans.items()}
     if not isinstance(plans, (list, tuple)):
         raise BadInput("plans= takes {'label': plan, ...} or a list of plans")
     made = [as_plan(plan) for plan in plans]
@@ -115,17 +116,16 @@ def _key(about: Mapping[str, Any], request: Request, how: Decoding, record: Reco
 def _frame(
     store: _Store,
     keys: Sequence[str],
-    place: Sequence[tuple[int, str]],
+    place: Sequence[tuple[int, str, Plan]],
     requests: Sequence[Request],
-    plans: Mapping[str, Plan],
     n_run: int,
 ) -> pd.DataFrame:
     import pandas as pd
 
     lines = []
-    for key, (i, label), request in zip(keys, place, requests, strict=True):
+    for key, (i, label, plan), request in zip(keys, place, requests, strict=True):
         line = {**store[key], "prompt_index": i, "plan": label, "seed": request.seed}
-        line["steer"] = "; ".join(map(repr, plans[label]))
+        line["steer"] = "; ".join(map(repr, plan))
         lines.append(line)
     frame = pd.DataFrame(lines, columns=[*_COLUMNS, *(name for name in lines[0] if name not in _COLUMNS)])
     frame.attrs.update(rows_run=n_run, rows_found=len(keys) - n_run)
