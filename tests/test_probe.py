@@ -267,3 +267,29 @@ def test_a_probe_never_sees_nan_or_infinity(poison):
     acts.values[SITES[1]][7, 3] = poison
     with pytest.raises(NonFiniteActivations, match=r"1 of 360 rows at resid_post\[1\].*row 7"):
         probe.fit(acts, labels, groups=groups, **QUICK)
+
+
+@pytest.mark.parametrize("method", ["logistic", "mean difference", "lda", "ridge", "sparse"])
+def test_every_method_finds_the_planted_direction_with_the_same_controls(method):
+    acts, labels, groups, truth = planted(strengths=(0.0, 1.0, 4.0))
+    sweep = probe.fit(acts, labels, groups=groups, method=method, k=12, seed=0, **QUICK)
+    best = sweep.best()
+    assert best.site == SITES[2]
+    assert best.direction.unit.numpy() @ truth > 0.7
+    assert best.auroc.value > 0.85
+    assert sweep[SITES[0]].auroc.covers(0.5)
+    for p in sweep:
+        assert p.shuffled.value == pytest.approx(0.5, abs=0.1)
+        logits = acts[p.site] @ p.direction.vector + p.intercept
+        torch.testing.assert_close(logits, p.logits(acts[p.site]), rtol=1e-4, atol=1e-4)
+    assert best.selectivity.value > 0.1
+    assert method in sweep.about["method"]
+    assert method in str(dict(best.direction.source))
+
+
+def test_a_sparse_probe_keeps_k_latents_and_an_unknown_method_is_refused():
+    acts, labels, groups, _ = planted()
+    sweep = probe.fit(acts, labels, groups=groups, method="sparse", k=3, **QUICK)
+    assert all(np.count_nonzero(p.weights) == 3 for p in sweep)
+    with pytest.raises(BadInput, match="allowed are logistic"):
+        probe.fit(acts, labels, groups=groups, method="svm")

@@ -1,6 +1,7 @@
 """Numbers with intervals, on plain arrays.
 
     auroc                       how well scores order two classes
+    auroc_rows                  the same for many score vectors at once
     auroc_score_interval        interval for an AUROC from the class counts alone (works at 0 and 1)
     wilson                      interval for a share
     difference_of_proportions   interval for the difference of two shares
@@ -50,6 +51,20 @@ def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
     if not m or not n:
         raise TooFewExamples(f"AUROC compares two classes: {m} positives and {n} negatives came")
     return float((rankdata(s)[y].sum() - m * (m + 1) / 2) / (m * n))
+
+
+def auroc_rows(scores: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
+    """`auroc` of many score vectors at once.
+
+    Args: scores: (K, N), finite. labels: (N,) or (K, N), bool.
+    Returns: (K,); NaN where a class is missing.
+    """
+    s = np.asarray(scores, dtype=np.float64)
+    y = np.broadcast_to(np.asarray(labels, dtype=bool), s.shape)
+    m = y.sum(axis=1)
+    pairs = m * (s.shape[1] - m)
+    wins = np.where(y, rankdata(s, axis=1), 0).sum(axis=1) - m * (m + 1) / 2
+    return np.divide(wins, pairs, out=np.full(len(s), np.nan), where=pairs > 0)
 
 
 def auroc_score_interval(value: float, n_positive: int, n_negative: int, level: float = 0.95) -> tuple[float, float]:

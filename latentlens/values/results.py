@@ -88,6 +88,7 @@ class SiteProbe:
     mean_difference: np.ndarray
     name: str = ""
     source: Mapping[str, Any] = field(default_factory=dict)
+    method: str = "logistic probe"
 
     @property
     def direction(self) -> Direction:
@@ -96,7 +97,8 @@ class SiteProbe:
         Raises: BadInput: the activations do not vary here, so the probe points nowhere.
         """
         found = {"auroc": self.auroc.value, "intercept": self.intercept, "C": self.C}
-        return self._direction(self.weights, "probe", {"method": "logistic probe", **found, **self.source})
+        kind = "probe" if self.method == "logistic probe" else self.method
+        return self._direction(self.weights, kind, {"method": self.method, **found, **self.source})
 
     @property
     def mean_direction(self) -> Direction:
