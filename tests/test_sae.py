@@ -133,6 +133,56 @@ def test_the_registrys_claims_are_kept_and_its_placeholders_are_not(lens):
     assert _claims(None, "x") == {}
 
 
+def bridged(model):
+    """The model as latentlens has it, and TransformerLens' bridge over a copy."""
+    from tinytok import tokenizer
+
+    import latentlens as ll
+    from latentlens.access.transformer_lens import to_transformer_lens
+
+    lm = ll.load(model, cache=False, tokenizer=tokenizer())
+    return lm, to_transformer_lens(lm)
+
+
+def test_an_ablation_gives_the_logits_of_saelens_on_transformer_lens_bridge(lens, llama):
+    from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
+
+    from latentlens.values.latents import ablate
+
+    lm, bridge = bridged(llama)
+    bridge.__class__, bridge._acts_to_saes, bridge._transcoder_output_hooks = SAETransformerBridge, {}, {}
+    options = {"architecture": "standard", "d_in": 32, "d_sae": 64, "dtype": "float32", "device": "cpu"}
+    theirs = lens.SAE.from_dict({**options, "metadata": {"hook_name": "blocks.1.hook_resid_post"}})
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    bridge.add_sae(theirs, use_error_term=True)
+
+    def zero(codes, hook):
+        codes[..., [3, 4, 5]] = 0.0
+        return codes
+
+    ids = [5, 6, 7, 8, 9]
+    with torch.no_grad():
+        expected = bridge.run_with_hooks(torch.tensor([ids]), fwd_hooks=[(bridge.get_sae_hook_name(theirs), zero)])[0]
+    found = lm.logits([ids], where="all", steer=ablate(load_sae(theirs), [3, 4, 5]))
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+    assert float((found - lm.logits([ids], where="all")).abs().max()) > 0.1
+
+
+def test_recentring_makes_hugging_face_states_those_of_transformer_lens_centred_gpt2(lens, gpt2):
+    from dataclasses import replace
+
+    lm, bridge = bridged(gpt2)
+    bridge.enable_compatibility_mode(disable_warnings=True)
+    ids = [5, 6, 7, 8, 9]
+    centred = bridge.run_with_cache(torch.tensor([ids]))[1]["blocks.1.hook_resid_post"][0]
+    plain = lm.activations([ids], sites="resid_post[1]")["resid_post[1]"]
+    assert float((plain - centred).abs().max()) > 0.01
+    sae = make(d_in=32, d_sae=64)
+    torch.testing.assert_close(replace(sae, centre=True).encode(plain), sae.encode(centred), atol=1e-5, rtol=1e-5)
+
+
 # -- without SAELens ------------------------------------------------------------------------------------
 
 
