@@ -32,7 +32,7 @@ def lens():
 
 
 def build(lens, kind, normalisation="none", apply=True, rescale=False, *, metadata=None, dtype="float32"):
-    """An SAE of SAELens with random weights, decoder norms far from one and thresholds that matter."""
+    """An SAE of SAELens with random weights, decoder norms far from one, and thresholds of either sign."""
     metadata = {"model_name": "tiny", "hook_name": "blocks.2.hook_resid_post", "prepend_bos": False, **(metadata or {})}
     options = {"architecture": THEIR_KINDS[kind], "d_in": 6, "d_sae": 20, "dtype": dtype, "device": "cpu"}
     options |= {"normalize_activations": normalisation, "apply_b_dec_to_input": apply, "metadata": metadata}
@@ -43,8 +43,6 @@ def build(lens, kind, normalisation="none", apply=True, rescale=False, *, metada
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=draw))
-        if kind == "jumprelu":
-            theirs.threshold.abs_()
     return theirs
 
 
@@ -223,6 +221,8 @@ def test_saes_of_centred_models_recentre_their_inputs(tmp_path):
     )
     assert "recentres" in repr(centred)
     assert not load_sae(tmp_path / "b", centre=False).centre
+    both = [make(normalisation="layer_norm", centre=c) for c in (True, False)]
+    torch.testing.assert_close(both[0].reconstruct(x) - mean, both[1].reconstruct(x - mean))
     neurons = flat(hook_point="blocks.8.mlp.hook_post", model_from_pretrained_kwargs={"center_writing_weights": True})
     assert not load_sae(write(tmp_path / "c", make(), neurons)).centre
 
@@ -423,6 +423,10 @@ def test_a_zero_state_is_not_turned_into_nan():
 
 def test_fingerprints_ignore_names_and_sites():
     assert make().fingerprint == make(site="mlp_out[0]", about={"release": "x"}).fingerprint
-    assert len({make(k).fingerprint for k in KINDS} | {make(dtype=torch.bfloat16).fingerprint}) == 5
+    options = [{"apply_b_dec_to_input": False}, {"centre": True}, {"normalisation": "layer_norm"}, {"seed": 1}]
+    changed = {make(**option).fingerprint for option in [*options, {"dtype": torch.bfloat16}]}
+    changed |= {make(k).fingerprint for k in KINDS} | {make("topk", k=5).fingerprint}
+    changed |= {make("topk", rescale_by_decoder_norm=True).fingerprint}
+    assert len(changed) == len(options) + 1 + len(KINDS) + 2
     assert make() == make()
     assert isinstance(make(), SAE)
