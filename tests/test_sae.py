@@ -215,10 +215,9 @@ def test_saes_of_centred_models_recentre_their_inputs(tmp_path):
     assert centred.centre
     assert not plain.centre
     x = torch.randn(5, 6) + 3
-    torch.testing.assert_close(centred.encode(x), plain.encode(x - x.mean(-1, keepdim=True)))
-    torch.testing.assert_close(
-        centred.reconstruct(x) - x.mean(-1, keepdim=True), plain.reconstruct(x - x.mean(-1, keepdim=True))
-    )
+    mean = x.mean(-1, keepdim=True)
+    torch.testing.assert_close(centred.encode(x), plain.encode(x - mean))
+    torch.testing.assert_close(centred.reconstruct(x) - mean, plain.reconstruct(x - mean))
     assert "recentres" in repr(centred)
     assert not load_sae(tmp_path / "b", centre=False).centre
     both = [make(normalisation="layer_norm", centre=c) for c in (True, False)]
