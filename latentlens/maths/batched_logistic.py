@@ -50,7 +50,7 @@ def fit_logistic(
     C: Tensor,
     rows: Tensor | None = None,
     *,
-    tol: float = 1e-2,
+    tol: float = 2e-3,
     max_steps: int = 200,
     dtype: torch.dtype = torch.float32,
 ) -> LogisticFits:
