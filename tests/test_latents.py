@@ -187,9 +187,10 @@ def test_uniform_controls_leave_out_what_is_excluded():
 def test_the_logit_lens_ranks_tokens_by_the_decoder_row():
     sae = make()
     unembedding = torch.cat([torch.eye(6), torch.full((2, 6), 100.0)])  # two rows of padding
-    weight = torch.tensor([1.0, 1, 1, 1, 1, 0])
+    weight = torch.tensor([0.1, -2.0, 0.5, 0.0, 5.0, -1.0])
     found = latents.logit_lens(sae, [4], unembedding, list("abcdef"), k=2, norm_weight=weight)
     row = sae.W_dec[4] * weight
+    assert int(row.argmax()) != int(sae.W_dec[4].argmax())
     assert found.raised[0][0] == ("abcdef"[int(row.argmax())], pytest.approx(float(row.max())))
     assert found.lowered[0][0][0] == "abcdef"[int(row.argmin())]
     frame = found.to_frame()

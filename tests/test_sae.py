@@ -81,18 +81,20 @@ def test_what_is_trained_loads_from_the_object_the_checkpoint_and_the_inference_
     theirs = sae_class(cfg_class(d_in=6, d_sae=20, **extra))
     theirs.cfg.metadata.hook_name = "blocks.0.hook_mlp_out"
     with torch.no_grad():
-        theirs.W_dec.mul_(torch.rand(20, 1) + 0.5)
+        theirs.W_dec.copy_(torch.randn(20, 6) * (torch.rand(20, 1) + 0.5))
+        theirs.W_enc.copy_(torch.randn(6, 20))
         if architecture == "batchtopk":
-            theirs.topk_threshold.fill_(0.05)
+            theirs.topk_threshold.fill_(0.5)
     theirs.save_inference_model(tmp_path / "inference")
     theirs.save_model(tmp_path / "checkpoint")
     reference = lens.SAE.load_from_disk(tmp_path / "inference")
     x = torch.randn(30, 6)
     with torch.no_grad():
         expected = reference.decode(reference.encode(x))
+    assert float(expected.abs().mean()) > 0.1
     for ours in (load_sae(tmp_path / "inference"), load_sae(tmp_path / "checkpoint"), load_sae(theirs)):
         assert ours.kind == ("topk" if architecture == "topk" else "jumprelu")
-        torch.testing.assert_close(ours.reconstruct(x), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ours.reconstruct(x), expected, atol=1e-4, rtol=1e-4)
     assert str(load_sae(tmp_path / "inference").site) == "mlp_out[0]"
     assert load_sae(tmp_path / "inference").about["training_architecture"] == architecture
 
