@@ -304,6 +304,16 @@ def test_dictionary_learning_folders_are_read_once_their_weights_are_safetensors
     assert (str(found.site), found.about["context_size"]) == ("resid_post[2]", 128)
 
 
+def test_dictionary_learnings_jumprelu_subtracts_no_decoder_bias(tmp_path):
+    sae, x = make("jumprelu", apply_b_dec_to_input=False), torch.randn(9, 6)
+    config = {"trainer": {"dict_class": "JumpReluAutoEncoder", "layer": 2}}
+    found = load_sae(write(tmp_path, sae, config, "ae.safetensors", "config.json"))
+    torch.testing.assert_close(found.encode(x), sae.encode(x))
+    config["trainer"]["submodule_name"] = "attn_out_layer_2"
+    with pytest.raises(SiteNotFound, match="pass site="):
+        load_sae(write(tmp_path, sae, config, "ae.safetensors", "config.json"))
+
+
 def test_pickles_are_refused_and_not_executed(tmp_path):
     class Payload:
         def __reduce__(self):
