@@ -4,7 +4,7 @@ import pytest
 
 from latentlens.errors import BadInput
 from latentlens.methods import answers
-from latentlens.values.questions import REGIMES, Question, prompt, read
+from latentlens.values.questions import REGIMES, Question, load, prompt, read
 
 SUM = Question("What is 12 + 5?", "17")
 CHOICE = Question("Which is a number?", "B", ("a cup", "seven", "a pen"))
@@ -88,3 +88,23 @@ def test_prompts_end_as_the_paper_says_or_alike():
     assert "B. seven" in prompt(CHOICE, "cot")
     with pytest.raises(BadInput):
         prompt(SUM, "slowly")
+
+
+def test_reasoning_ends_where_the_answer_begins():
+    pieces = ["Now", " 2 + 3 = 5.", " The", " answer", " is", " 5"]
+    assert answers.reasoning_tokens(pieces, " The answer") == 2
+    assert answers.reasoning_tokens(pieces, "####") == 6
+    assert answers.reasoning_tokens(["a b", "c"], "b") == 0
+    assert answers.reasoning_tokens([], "x") == 0
+
+
+def test_questions_come_from_a_local_file(tmp_path):
+    import json
+
+    rows = [{"question": f"q{i}", "answer": i} for i in range(9)]
+    file = tmp_path / "some.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    drawn = load(str(file), n=4, seed=1)
+    assert len(set(drawn)) == 4
+    assert drawn == load(str(file), n=4, seed=1)
+    assert drawn == load(str(file), n=9, seed=1)[:4]

@@ -223,3 +223,12 @@ def test_contrast_is_paired():
     assert 0.7 < apart.auroc.low < 1
     with pytest.raises(BadInput):
         intention.contrast([1.0], [1.0, 2.0])
+
+
+def test_an_average_resamples_groups():
+    values, groups = np.repeat(np.random.default_rng(0).normal(size=20), 5), np.repeat(np.arange(20), 5)
+    plain, grouped = intention.average(values), intention.average(values, groups=groups)
+    assert plain.value == grouped.value == pytest.approx(values.mean())
+    assert grouped.high - grouped.low > 1.8 * (plain.high - plain.low)
+    with pytest.raises(BadInput):
+        intention.average([1.0, math.nan])

@@ -216,3 +216,11 @@ def test_strata_are_of_equal_size_and_never_split_ties():
             strata(wrong)
     with pytest.raises(BadInput):
         strata([1.0], 0)
+
+
+def test_perfect_separation_within_strata_has_an_interval():
+    paths, y = walks(n=30)
+    found = evaluate(trajectory.signals(paths).add(told=y.astype(float)), y, n_bins=3, **QUICK)["told"]
+    assert found.auroc.value == found.within.value == 1
+    assert 0.7 < found.within.low < 1
+    assert 0.7 < found.auroc.low < 1

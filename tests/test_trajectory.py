@@ -229,3 +229,14 @@ def test_a_combination_is_fitted_on_calibration_texts_only():
         trajectory.combine(found, np.ones(60, bool), half)
     with pytest.raises(BadInput):
         trajectory.combine(found, y, np.arange(60))
+
+
+def test_a_truncated_path_is_what_can_be_known_early():
+    rng = np.random.default_rng(0)
+    long, short = rng.normal(size=(2, 6, 3)), rng.normal(size=(2, 2, 3))
+    cut = trajectory.truncated(paths_of(long, short), 4)
+    assert cut.n_points.tolist() == [4, 2]
+    assert cut.n_tokens.tolist() == [40, 20]
+    assert trajectory.signals(cut)["net"].tolist() == trajectory.signals(paths_of(long[:, :4], short))["net"].tolist()
+    with pytest.raises(BadInput):
+        trajectory.truncated(cut, 0)

@@ -82,6 +82,24 @@ def tokens_kept(pieces: Sequence[str], regime: Regime, *, multiple_choice: bool 
     return len(pieces)
 
 
+def reasoning_tokens(pieces: Sequence[str], end: str) -> int:
+    """How many tokens lie wholly before the words that open the answer; all of them where these never come.
+
+    >>> reasoning_tokens(["Now", " 2 + 3 = 5.", " The", " answer", " is", " 5"], " The answer")
+    2
+
+    Args: pieces: the text of each token. end: such as "</think>", "####" or " The answer".
+    """
+    at, seen = "".join(pieces).find(end), 0
+    if at < 0:
+        return len(pieces)
+    for i, piece in enumerate(pieces):
+        seen += len(piece)
+        if seen > at:
+            return i
+    return len(pieces)
+
+
 def _float(text: str) -> float | None:
     cleaned = re.sub(r"[$,\s]", "", text).rstrip(".")
     try:

@@ -261,6 +261,16 @@ def relation(
     return Estimate(value, *ends, len(m), level)
 
 
+def average(metric: ArrayLike, *, groups: ArrayLike | None = None, seed: int = 0, level: float = 0.95) -> Estimate:
+    """Mean of a metric over items with its interval.
+
+    Args: metric: (n,). groups: (n,) what to resample; the item by default. seed, level: of the bootstrap.
+    Raises: BadInput: NaN, lengths differ. TooFewExamples: fewer than two groups.
+    """
+    values, _, group = _pair(metric, metric, groups)
+    return _mean(values, group, seed, level)
+
+
 def contrast(
     first: ArrayLike,
     second: ArrayLike,

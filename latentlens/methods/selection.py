@@ -251,7 +251,7 @@ _SIMPLE: dict[str, Callable[[_Table], _Choice]] = {
     "shortest": _shortest,
     "first": _first,
     "random": _random,
-    "best possible": lambda t: _all(t, t.right.any(1)),
+    "best possible": lambda t: _all(t, np.asarray(t.right.any(1))),
 }
 _NOTES = {
     "the same, scores shuffled": "control",

@@ -215,6 +215,9 @@ def _within(s: NDArray, y: NDArray, bins: NDArray, group: NDArray, seed: int, le
         )
     except TooFewExamples:
         return Estimate(math.nan, math.nan, math.nan, len(y), level)
+    if ends[0] == ends[1] and value in (0.0, 1.0):  # no resample can differ: ask the counts of the bins that compare
+        mixed = np.isin(bins, [b for b in np.unique(bins) if 0 < y[bins == b].sum() < (bins == b).sum()])
+        ends = auroc_score_interval(value, len(np.unique(group[mixed & y])), len(np.unique(group[mixed & ~y])), level)
     return Estimate(value, *ends, len(y), level)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -79,6 +80,21 @@ def paths(acts: Activations, *, sites: Any = None) -> Paths:
         tuple(position[part] for part in parts),
         dict(acts.about),
     )
+
+
+def truncated(of: Paths, n_points: int) -> Paths:
+    """The first points of every path; shorter ones whole. What can be known early.
+
+    Raises: BadInput: n_points below 1.
+    """
+    if n_points < 1:
+        raise BadInput(f"n_points={n_points}: keep at least the first")
+    read = [
+        int(starts[n_points] - starts[0]) if len(starts) > n_points else int(total)
+        for starts, total in zip(of.starts, of.n_tokens, strict=True)
+    ]
+    states = tuple(x[:, :n_points] for x in of.states)
+    return replace(of, states=states, n_tokens=np.array(read), starts=tuple(s[:n_points] for s in of.starts))
 
 
 def between(tokens: Sequence[str], marks: Sequence[str] = ("\n",), *, start: int = 0) -> list[int]:

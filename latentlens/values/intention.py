@@ -212,8 +212,8 @@ class Recoverability:
 
     @property
     def short(self) -> str:
-        """`0.650 [0.570, 0.720], p = 0.004`, or why not."""
-        return self.reason or f"{self.auroc.short}, p = {self.p:.3f}"
+        """`0.650 [0.570, 0.720], p = 0.004, shuffled 0.501`, or why not."""
+        return self.reason or f"{self.auroc.short}, p = {self.p:.3f}, shuffled {self.shuffled.value:.3f}"
 
     def __repr__(self) -> str:
         if self.reason:
@@ -253,7 +253,8 @@ class Transfer:
         """The matrix for people: a row for each regime trained in, a column for each tested in."""
         import pandas as pd
 
-        rows = [{"trained in": a, **{b: self.cells[a, b].short for b in self.regimes}} for a in self.regimes]
+        short = lambda e: "-" if math.isnan(e.value) else e.short
+        rows = [{"trained in": a, **{b: short(self.cells[a, b]) for b in self.regimes}} for a in self.regimes]
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:

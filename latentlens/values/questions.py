@@ -1,8 +1,9 @@
 """Questions with known answers, read from the columns of public data sets, and the prompts of the three regimes.
 
-rows = datasets.load_dataset("openai/gsm8k", "main", split="test")      # or a local JSON lines file
-asked = read(rows, "gsm8k")
-prompt(asked[0], "cot")
+    asked = load("openai/gsm8k", "main", columns="gsm8k")          # or a local file of JSON lines
+    prompt(asked[0], "cot")
+
+The instructions are our own words; regimes and endings are those of Intention Collapse (arXiv 2601.01011).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from latentlens.errors import BadInput
@@ -30,6 +32,25 @@ class Question:
     def letters(self) -> tuple[str, ...]:
         """A, B, ... for as many choices as there are."""
         return tuple(chr(ord("A") + i) for i in range(len(self.choices)))
+
+
+def load(
+    data: str, config: str | None = None, *, columns: str = "plain", split: str = "test", n: int = 200, seed: int = 42
+) -> list[Question]:
+    """Draw questions from a data set of the hub, or from a local file of JSON lines.
+
+    Args: data: hub name or path (.json, .jsonl). config: configuration of a hub data set. columns: as `read`.
+        split: of a hub data set. n: at most so many. seed: of the draw.
+    Raises: BadInput: as `read`.
+    """
+    import datasets
+
+    if Path(data).suffix in (".json", ".jsonl"):
+        rows = datasets.load_dataset("json", data_files=data, split="train")
+    else:
+        rows = datasets.load_dataset(data, config, split=split)
+    shuffled: Any = rows.shuffle(seed=seed)  # type: ignore[union-attr, call-arg]
+    return read(shuffled.select(range(min(n, len(shuffled)))), columns)
 
 
 def read(rows: Iterable[Mapping[str, Any]], columns: str = "plain") -> list[Question]:
