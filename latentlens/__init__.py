@@ -28,17 +28,24 @@ if TYPE_CHECKING:
     from latentlens.access.formats.steering_vectors import to_steering_vector as to_steering_vector
     from latentlens.access.model import LensModel as LensModel
     from latentlens.access.model import load as load
+    from latentlens.access.preflight import preflight as preflight
+    from latentlens.access.sae import load_sae as load_sae
+    from latentlens.access.sae_training import train_sae as train_sae
     from latentlens.access.sweep import sweep as sweep
     from latentlens.methods import calibrate as calibrate
+    from latentlens.methods import latents as latents
     from latentlens.methods import probe as probe
     from latentlens.methods.dose import dose_response as dose_response
     from latentlens.values.activations import Activations as Activations
     from latentlens.values.calibration import DoseResponse as DoseResponse
     from latentlens.values.calibration import KlBudget as KlBudget
     from latentlens.values.calibration import ScoreThreshold as ScoreThreshold
+    from latentlens.values.codes import Codes as Codes
     from latentlens.values.directions import Direction as Direction
     from latentlens.values.gates import Condition as Condition
     from latentlens.values.gates import Gate as Gate
+    from latentlens.values.latents import EditLatents as EditLatents
+    from latentlens.values.latents import ablate as ablate
     from latentlens.values.operations import Add as Add
     from latentlens.values.operations import Affine as Affine
     from latentlens.values.operations import Clamp as Clamp
@@ -61,6 +68,7 @@ if TYPE_CHECKING:
     from latentlens.values.rotations import Reflect as Reflect
     from latentlens.values.rotations import Rotate as Rotate
     from latentlens.values.rotations import Slerp as Slerp
+    from latentlens.values.sae import SAE as SAE
     from latentlens.values.schedules import Schedule as Schedule
     from latentlens.values.sites import Site as Site
     from latentlens.values.where import PerRow as PerRow
@@ -119,6 +127,14 @@ _LAZY = {
     "unsteered_nll": ("latentlens.access.doses", "unsteered_nll"),
     "write_directions": ("latentlens.access.formats.files", "write_directions"),
     "calibrate": ("latentlens.methods.calibrate", None),
+    "SAE": ("latentlens.values.sae", "SAE"),
+    "Codes": ("latentlens.values.codes", "Codes"),
+    "EditLatents": ("latentlens.values.latents", "EditLatents"),
+    "ablate": ("latentlens.values.latents", "ablate"),
+    "load_sae": ("latentlens.access.sae", "load_sae"),
+    "preflight": ("latentlens.access.preflight", "preflight"),
+    "train_sae": ("latentlens.access.sae_training", "train_sae"),
+    "latents": ("latentlens.methods.latents", None),
     "errors": ("latentlens.errors", None),
     "organism": ("latentlens.organism", None),
     "plots": ("latentlens.views.figures", None),

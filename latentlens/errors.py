@@ -63,6 +63,10 @@ class NonFiniteActivations(LatentLensError, FloatingPointError):
     """NaN or infinity in captured activations."""
 
 
+class SAEMismatch(LatentLensError, ValueError):
+    """The SAE does not belong to this model, site, scale or centring; the message is the preflight report."""
+
+
 class CheckFailed(LatentLensError, AssertionError):
     """The parity self-test of a model did not pass."""
 

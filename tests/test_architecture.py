@@ -31,7 +31,7 @@ ADAPTED = {
     "transformers": {"access/loading.py", "organism/train.py", "organism/tokenizer.py", "organism/evaluate.py"},
     "transformer_lens": {"access/transformer_lens.py"},
     "gguf": {"access/formats/gguf.py"},
-    "sae_lens": set(),
+    "sae_lens": {"access/sae.py", "access/sae_training.py"},
     "bitsandbytes": set(),
     "ray": set(),
     "plotly": {"views/figures.py", "views/report.py"},

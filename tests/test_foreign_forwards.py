@@ -1,5 +1,6 @@
 """`with lm.steer(...)`: other people's code is steered exactly as our own verbs steer."""
 
+import copy
 import threading
 
 import pytest
@@ -21,7 +22,7 @@ def direction(seed, site="resid_post[1]"):
 
 @pytest.fixture(scope="module", params=["Llama", "GPT-2"])
 def lm(request):
-    model = build(request.param)
+    model = copy.deepcopy(build(request.param))
     model.generation_config.pad_token_id = 0
     model.generation_config.eos_token_id = None
     return ll.load(model, cache=False)
@@ -175,7 +176,7 @@ def test_nested_steers_apply_in_order(lm):
 def test_a_pipeline_is_steered():
     from transformers import pipeline
 
-    model = build("Llama")
+    model = copy.deepcopy(build("Llama"))
     model.generation_config.eos_token_id = None
     lm = ll.load(model, tokenizer=tokenizer(), cache=False)
     plan = ll.Add(direction(0), 8.0)

@@ -1,5 +1,7 @@
 """Steered generation and capture against a slow reference that recomputes everything, row by row."""
 
+import copy
+
 import pytest
 import torch
 from families import FAMILIES, build
@@ -260,7 +262,7 @@ def test_plans_per_row_meet_the_cache_row_by_row(tmp_path):
 
 
 def test_low_precision_models_are_edited_in_float32_with_one_cast():
-    lm = ll.load(build("Llama").to(torch.bfloat16), cache=False)
+    lm = ll.load(copy.deepcopy(build("Llama")).to(torch.bfloat16), cache=False)
     small = direction(0).scaled_to(1e-3)
     clean = lm.activations(ROWS[:1], sites="resid_post[1]")["resid_post[1]"]
     item = ll.Rotate(direction(0), direction(1), by=20)

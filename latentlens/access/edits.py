@@ -50,6 +50,11 @@ class Edits:
         self.lanes = [Lane(key[0], items, rows, self.readers) for key, items in ordered]
 
     @property
+    def reads_special(self) -> bool:
+        """Whether somebody asks which generated tokens are special."""
+        return any(one.selector.reads_special for one in [*self.lanes, *self.readers.values()])
+
+    @property
     def sentence_ends(self) -> frozenset[int]:
         """Token ids that end a sentence, as the schedules know them."""
         return frozenset(token for lane in self.lanes for s in lane.schedules for token in s.ends)
@@ -246,7 +251,7 @@ class _Reader:
     def __init__(self, condition: Condition, has: Sequence[bool], rows: Sequence[TokenRow]) -> None:
         self.condition, self.site = condition, condition.site
         where = [condition.where if mine else None for mine in has]
-        self._selector = Selector(where, rows)
+        self.selector = Selector(where, rows)
         self._expected = np.zeros(len(rows), dtype=np.int64)
         if condition.latched:
             for i, row in enumerate(rows):
@@ -265,7 +270,7 @@ class _Reader:
         self._index = None
         if not self.condition.latched:
             return
-        mask = self._selector.mask(frame) & (frame.positions < self._selector.n_prompt[frame.rows][:, None])
+        mask = self.selector.mask(frame) & (frame.positions < self.selector.n_prompt[frame.rows][:, None])
         found = mask.sum(1)
         if not found.any():
             return

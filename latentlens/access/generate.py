@@ -93,12 +93,13 @@ def _decode_batch(
 ) -> tuple[list[tuple[int, ...]], list[Readings]]:
     rows = [request.row for request in requests]
     edits = Edits(layout, [request.plan for request in requests], rows)
-    state, ends = _State(layout, requests, how), edits.sentence_ends
     recorder = Recorder(layout, record, rows) if record else None
+    state, ends = _State(layout, requests, how), edits.sentence_ends
+    special = how.special_ids if edits.reads_special or (recorder and recorder.selector.reads_special) else frozenset()
     calls = recorder.around(edits.calls()) if recorder else edits.calls()
 
     def forward() -> Tensor:
-        frame = state.frame(ends)
+        frame = state.frame(ends, special)
         edits.announce(frame)
         if recorder:
             recorder.announce(frame)
@@ -150,15 +151,18 @@ class _State:
         width = self.ids.shape[1]
         return 0 if self.past is None or width == self.n_prompt else width - 1
 
-    def frame(self, ends: frozenset[int]) -> Frame:
-        """What the next forward holds. Args: ends: token ids that end a sentence, when somebody asks for sentences."""
+    def frame(self, ends: frozenset[int], special_ids: frozenset[int]) -> Frame:
+        """What the next forward holds.
+
+        Args: ends, special_ids: token ids that end a sentence, or are special; empty when nobody asks for them.
+        """
         columns = np.arange(self.start, self.ids.shape[1])
         positions = np.maximum(columns[None] - self.pad[self.live][:, None], -1)
         written = self.written[self.live]
         first = self.start - self.n_prompt  # of the generated columns
         special = sentences = None
-        if self.how.special_ids and written.shape[1]:
-            special = _from_column(np.isin(written, list(self.how.special_ids)), first)
+        if special_ids and written.shape[1]:
+            special = _from_column(np.isin(written, list(special_ids)), first)
         if ends and written.shape[1]:
             closes = np.isin(written, list(ends)).astype(np.int64)
             sentences = _from_column(np.cumsum(closes, axis=1) - closes, first)

@@ -37,6 +37,8 @@ from latentlens.values.where import resolve
 
 if TYPE_CHECKING:
     from latentlens.access.check import CheckReport
+    from latentlens.values.codes import Codes
+    from latentlens.values.sae import SAE
 
 
 def load(
@@ -203,6 +205,16 @@ class LensModel:
         finite = torch.stack([value.isfinite().flatten(1).all(1) for value in values.values()]).all(0).numpy()
         acts = Activations(values, {**labels, "finite": finite}, self._about(context, outcome))
         return acts.rows(finite) if nonfinite == "skip" else acts
+
+    def latents(self, sae: SAE, inputs: Any, where: Any = "all", **options: Any) -> Codes:
+        """Codes of an SAE at its own site, one labelled row per selected token, through the cache and kept sparse.
+
+        Args: sae: from `ll.load_sae`. inputs, where, options: as for `activations`.
+        Raises: what `activations` raises.
+        """
+        from latentlens.access.sae import encode
+
+        return encode(self, sae, inputs, where, **options)
 
     def forecast(
         self, inputs: Any, sites: SiteSpec = "resid_post[*]", where: Any = "all", pool: Any = None, **options: Any

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from latentlens import errors
-from latentlens.errors import BadInput, SiteNotFound
+from latentlens.errors import SAEMismatch, SiteNotFound
 from latentlens.values.rows import TokenRow
 from latentlens.values.sae import SAE
 from latentlens.values.sites import Site
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
     from latentlens.access.model import LensModel
 
-SAEMismatch: Any = getattr(errors, "SAEMismatch", BadInput)
 
 Verdict = Literal["ok", "warn", "FAIL"]
 

@@ -48,7 +48,7 @@ class Recorder:
     def __init__(self, layout: Layout, record: Record, rows: Sequence[TokenRow]) -> None:
         self.layout, self.record = layout, record
         self._prompts = [len(row) for row in rows]
-        self._selector = Selector([record.where] * len(rows), rows)
+        self.selector = Selector([record.where] * len(rows), rows)
         self._moments = ("before", "after") if record.edits == "both" else (record.edits,)
         self._sites = layout.sites(record.sites) if record.sites or record.sites == 0 else []
         if any(site.point == "logits" for site in self._sites):
@@ -69,7 +69,7 @@ class Recorder:
 
     def announce(self, frame: Frame) -> None:
         """Work out what to keep of the next forward."""
-        chosen = np.flatnonzero(self._selector.mask(frame))
+        chosen = np.flatnonzero(self.selector.mask(frame))
         self._flat = torch.from_numpy(chosen) if len(chosen) else None
         if len(chosen):
             self._kept.rows.append(frame.rows[chosen // frame.positions.shape[1]])

@@ -56,13 +56,14 @@ class Selector:
     """The positions of one `where` per row, as a table that grows while rows are written.
 
     Args: wheres: per row of the call; None selects nothing there. prompts: the rows as they are when generation starts.
+    Attributes: reads_special: whether it asks which generated tokens are special.
     """
 
     def __init__(self, wheres: Sequence[Where | None], prompts: Sequence[TokenRow]) -> None:
         self._wheres, self._prompts = list(wheres), [_prompt(row) for row in prompts]
         self.n_prompt = np.array([len(row) for row in self._prompts])
         self._always = all(where is not None and where.kind == "all" for where in self._wheres)
-        self._has_content = any("content" in str(where) for where in self._wheres if where is not None)
+        self.reads_special = any("content" in str(where) for where in self._wheres if where is not None)
         self._table = np.zeros((len(self._wheres), 0), dtype=bool)
         self._special = self._table  # the same, for positions where a special token was generated
         self._order: np.ndarray | None = None
@@ -75,7 +76,7 @@ class Selector:
         self._grow(int(frame.positions.max()) + 1)
         at = (frame.rows[:, None], np.maximum(frame.positions, 0))
         chosen = self._table[at]
-        if self._has_content and frame.special is not None:
+        if self.reads_special and frame.special is not None:
             chosen = np.where(frame.special, self._special[at], chosen)
         return chosen & present
 
@@ -91,7 +92,7 @@ class Selector:
             return
         length = max(length, 2 * self._table.shape[1], 64)
         self._table = np.zeros((len(self._wheres), length), dtype=bool)
-        self._special = self._table.copy() if self._has_content else self._table
+        self._special = self._table.copy() if self.reads_special else self._table
         self._order = None
         for i, (where, prompt) in enumerate(zip(self._wheres, self._prompts, strict=True)):
             if where is None:
@@ -100,7 +101,7 @@ class Selector:
             self._table[i, :n] = steered_prompt(where, prompt)[:n]
             after = np.arange(n, length)
             self._table[i, n:] = continued(where, prompt, after, np.zeros(len(after), dtype=bool))
-            if self._has_content:
+            if self.reads_special:
                 self._special[i, :n] = self._table[i, :n]
                 self._special[i, n:] = continued(where, prompt, after, np.ones(len(after), dtype=bool))
 

@@ -36,8 +36,8 @@ def in_force(model: nn.Module) -> list[list[Plan]]:
 def own_forward(layout: Layout) -> Iterator[None]:
     """Run the model with exactly the plans that the verb has worked out: surrounding `steer`s stand aside.
 
-    A model of a few million weights on the CPU runs on one thread meanwhile: more threads gain it nothing, and on a busy
-    machine they wait for each other tens of times longer than they compute.
+    A model of a few million weights on the CPU runs on one thread meanwhile: more threads gain it nothing, and on a
+    busy machine they wait for each other tens of times longer than they compute.
     """
     token, threads = _OURS.set(True), torch.get_num_threads()
     if threads > 1 and layout.tiny:
