@@ -1,0 +1,119 @@
+"""Identity test, TPP, SCR and the SDM head: the worked numbers, then planted data."""
+
+import numpy as np
+import pytest
+import torch
+
+from latentlens.errors import BadInput, TooFewExamples
+from latentlens.methods.identity_test import identity_test, sae_ceiling, scaled_product
+from latentlens.methods.latent_scores import (
+    choose_latents,
+    over_seeds,
+    spurious_correlation_removal,
+    targeted_probe_perturbation,
+)
+from latentlens.methods.sdm import distance_share, dkw_half_width, fit_sdm, sdm_activation, similarity
+
+
+def test_t7_the_inverse_passes_and_correlated_directions_fail():
+    A = torch.tensor([[1.0, 0.0], [0.6, 0.8]], dtype=torch.float64)
+    W = torch.linalg.inv(A)
+    scaled, product = scaled_product(A, W)
+    torch.testing.assert_close(product, 0.8 * torch.eye(2, dtype=torch.float64))
+    torch.testing.assert_close(scaled, torch.eye(2, dtype=torch.float64))
+    _, same = scaled_product(A, A.T)
+    assert float(same[0, 1]) == pytest.approx(0.6)
+    with pytest.raises(BadInput, match="do not differ"):
+        scaled_product(A * 0, W)
+
+
+def concept_pairs(k=4, n=80, d=16, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    pairs = {}
+    for i in range(k):
+        base = torch.randn(n, d, generator=g)
+        pairs[f"c{i}"] = (base, base + 2 * torch.eye(d)[i] + 0.2 * torch.randn(n, d, generator=g))
+    return pairs
+
+
+def test_independent_concepts_give_the_identity_and_shuffled_labels_do_not():
+    found = identity_test(concept_pairs(), halvings=4)
+    np.testing.assert_allclose(found.matrix, np.eye(4), atol=0.25)
+    assert found.gap.value > 0.7
+    assert found.top1.value == 1
+    assert found.gap_shuffled.value < 0.35
+    assert found.top1_shuffled.value < 0.9
+    assert found.to_frame().shape == (4, 4)
+    with pytest.raises(TooFewExamples):
+        identity_test(dict(list(concept_pairs().items())[:1]))
+
+
+def test_a_latent_that_is_the_probe_scores_one_and_is_chosen_on_training_rows():
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(100, 2, generator=g)
+    codes = torch.randn(100, 6, generator=g)
+    codes[:, 3] = -2 * logits[:, 0] + 1
+    found = sae_ceiling(codes, logits, np.arange(50), np.arange(50, 100))
+    assert found[0] == pytest.approx(1)
+    assert found[1] < 0.5
+    codes[:50, 5] = logits[:50, 1]  # on training rows only
+    assert sae_ceiling(codes, logits, np.arange(50), np.arange(50, 100))[1] < 0.5
+
+
+def test_t12_tpp_and_scr_by_hand():
+    assert targeted_probe_perturbation([0.9, 0.8, 0.85], [[0.6, 0.78, 0.85]]) == pytest.approx(0.29)
+    assert spurious_correlation_removal(0.6, 0.75, 0.9) == pytest.approx(0.5)
+    assert spurious_correlation_removal(0.6, 0.75, 0.6005) == 0
+    estimate = over_seeds([0.2, 0.3, 0.4])
+    assert estimate.value == pytest.approx(0.3)
+    assert estimate.high - 0.3 == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-3)
+    with pytest.raises(BadInput, match="several"):
+        over_seeds([0.2])
+
+
+def test_latents_are_chosen_by_activation_and_decoder_together():
+    y = np.arange(10) < 5
+    codes = torch.zeros(10, 4)
+    codes[:5, 0], codes[:5, 1], codes[5:, 2] = 1.0, 1.0, 3.0
+    decoder, probe = torch.tensor([[1.0, 0], [0.1, 1], [1, 0], [5, 0]]), torch.tensor([1.0, 0.0])
+    assert choose_latents(codes, y, decoder, probe, 1).tolist() == [0]
+    assert choose_latents(codes, y, decoder, probe, 1, signed=False).tolist() == [2]
+    with pytest.raises(BadInput, match="between 1 and 4"):
+        choose_latents(codes, y, decoder, probe, 5)
+
+
+def test_t14_sdm_by_hand():
+    z = torch.tensor([2.0, 0.0], dtype=torch.float64)
+    assert float(sdm_activation(z, 3.0, 0.5)[0]) == pytest.approx(0.833333, abs=1e-6)
+    assert float(sdm_activation(z, np.e - 2, 1.0)[0]) == pytest.approx(0.880797, abs=1e-6)
+    assert float(sdm_activation(z, 3.0, 0.0)[0]) == 0.5
+    assert similarity(1, np.array([1, 1, 1, 1]), np.array([1, 1, 0, 1])) == 2
+    assert similarity(0, np.array([1, 1]), np.array([1, 1])) == 0
+    assert distance_share(2.5, [np.array([1, 2, 3, 4]), np.array([2, 4, 6, 8])]) == 0.5
+    assert dkw_half_width(0) == 1
+    assert dkw_half_width(1000) == pytest.approx(np.sqrt(np.log(40) / 2000))
+
+
+def blobs(n, seed, shift=0.0):
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.arange(n) % 2)
+    x = rng.normal(size=(n, 2)) * 0.7 + np.where(y[:, None] == 1, 1.5, -1.5) * np.array([1.0, 0]) + shift
+    return torch.tensor(x), torch.tensor(np.stack([-2 * x[:, 0], 2 * x[:, 0]], 1)), y
+
+
+def test_the_head_admits_what_it_gets_right_and_rejects_what_is_far():
+    train, cal, test = blobs(600, 0), blobs(600, 1), blobs(600, 2)
+    head = fit_sdm(*train, *cal, alpha=0.95)
+    inside = head.read(*test[:2])
+    assert 0.2 < inside.admitted.mean() < 1
+    right = inside.predicted == test[2]
+    assert right[inside.admitted].mean() >= 0.95
+    assert right[inside.admitted].mean() >= right.mean()
+    far = head.read(*blobs(100, 3, shift=30.0)[:2])
+    assert far.admitted.sum() == 0
+    assert far.distance.max() == 0
+    torch.testing.assert_close(far.probabilities, torch.full((100, 2), 0.5, dtype=torch.float64))
+    with pytest.raises(TooFewExamples, match="1 of 2 classes"):
+        fit_sdm(*train, cal[0], cal[1], np.zeros(600))
+    with pytest.raises(BadInput, match="alpha"):
+        fit_sdm(*train, *cal, alpha=0.3)
