@@ -11,9 +11,9 @@ from rich.console import Console
 from latentlens.errors import BadInput
 from latentlens.values.results import Arm, Estimate, ProbeSweep, SiteProbe, SteeringEffect
 from latentlens.values.sites import Site
+from latentlens.values.visible import visible
 from latentlens.views.figures import by_layer, steering_effect
 from latentlens.views.terminal import print_table
-from latentlens.views.visible import visible
 
 
 def probe(site, auroc, control=True):

@@ -33,10 +33,9 @@ def test_the_examples_of_the_docstrings_hold():
     import doctest
 
     from latentlens.access import batching, cache_keys, capture
-    from latentlens.values import results, sites, where
-    from latentlens.views import visible
+    from latentlens.values import results, sites, visible, where
 
-    for module in (batching, cache_keys, capture, results, sites, where, visible):
+    for module in (batching, cache_keys, capture, results, schedules, sites, where, visible):
         outcome = doctest.testmod(module)
         assert outcome.attempted > 0, module.__name__
         assert outcome.failed == 0, module.__name__

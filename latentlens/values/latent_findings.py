@@ -8,7 +8,6 @@ LogitLens   the tokens that latents write towards and away from
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -19,11 +18,10 @@ import numpy as np
 from latentlens.errors import BadInput
 from latentlens.maths.statistics import auroc_score_interval
 from latentlens.values.results import Estimate
+from latentlens.values.visible import visible
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # control and reordering characters are written out
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +97,7 @@ class Example:
         return self.values[self.at]
 
     def __str__(self) -> str:
-        shown = (f"[[{_visible(t)}]]" if i == self.at else _visible(t) for i, t in enumerate(self.tokens))
+        shown = (f"[[{visible(t)}]]" if i == self.at else visible(t) for i, t in enumerate(self.tokens))
         return f"{self.peak:8.3f}  text {self.text}:{self.position}  " + "".join(shown).replace("\n", "\\n")
 
 
@@ -151,7 +149,7 @@ class Examples:
         for e in self.items:
             tokens = "".join(
                 f"<span title='{value:.3g}' style='background:rgba(250,140,0,{max(value, 0.0) / strongest:.2f});"
-                f"{'font-weight:bold' if i == e.at else ''}'>{escape(_visible(token))}</span>"
+                f"{'font-weight:bold' if i == e.at else ''}'>{escape(visible(token))}</span>"
                 for i, (token, value) in enumerate(zip(e.tokens, e.values, strict=True))
             )
             lines.append(
@@ -258,9 +256,4 @@ class LogitLens:
 
 
 def _listed(tokens: Sequence[tuple[str, float]]) -> str:
-    return ", ".join(f"{_visible(token)!r} {value:+.2f}" for token, value in tokens)
-
-
-def _visible(text: str) -> str:
-    """Characters that hide or reorder are written out; line breaks and tabs stay."""
-    return "".join(f"[U+{ord(c):04X}]" if c not in "\n\t" and unicodedata.category(c) in _HIDDEN else c for c in text)
+    return ", ".join(f"{visible(token)!r} {value:+.2f}" for token, value in tokens)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from latentlens.errors import BadInput
 from latentlens.values.results import Arm, ArmKind, Estimate, ProbeSweep, SiteProbe, SteeringEffect
 from latentlens.values.sites import BLOCK_POINTS
-from latentlens.views.visible import visible
+from latentlens.values.visible import visible
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from latentlens.errors import BadInput
 from latentlens.values.results import Estimate
 from latentlens.values.rollouts import Rollout, Rollouts
-from latentlens.views.visible import visible
+from latentlens.values.visible import visible
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from latentlens.views.visible import visible
+from latentlens.values.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
