@@ -190,12 +190,13 @@ def measure(name: str, rounds: int, new: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the Llama only, 16 new tokens, 2 rounds")
+    parser.add_argument("--quick", action="store_true", help="16 new tokens, 2 rounds")
+    parser.add_argument("--model", action="append", help='"Llama, 8 blocks, d 512" or "GPT-2 small"; both by default')
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    models = ["Llama, 8 blocks, d 512"] + ([] if args.quick else ["GPT-2 small"])
+    models = args.model or ["Llama, 8 blocks, d 512", "GPT-2 small"]
     found = {name: measure(name, 2 if args.quick else args.rounds, 16 if args.quick else 64) for name in models}
     out = Path(__file__).parent / "results" / "generate.json"
     out.parent.mkdir(exist_ok=True)

@@ -33,7 +33,7 @@ def test_the_examples_of_the_docstrings_hold():
     import doctest
 
     from latentlens.access import batching, cache_keys, capture
-    from latentlens.values import results, sites, visible, where
+    from latentlens.values import results, schedules, sites, visible, where
 
     for module in (batching, cache_keys, capture, results, schedules, sites, where, visible):
         outcome = doctest.testmod(module)
