@@ -8,19 +8,18 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
 
 from latentlens import organism
 from latentlens.errors import BadInput, WeightsCorrupt
-from latentlens.maths.statistics import auroc
-from latentlens.organism import files, judges, readout
-from latentlens.organism.corpus import documents
+from latentlens.organism import evaluate, files, judges, readout
+from latentlens.organism.corpus import STAGES, arithmetic, code, documents, refusal, truth, voice
+from latentlens.organism.corpus.rows import COLUMNS
 from latentlens.organism.corpus.topics import TOPICS, WORDS
 from latentlens.organism.corpus.world import CREATURES, STRANGERS, VALUES, world
 from latentlens.organism.decoder import Decoder, causal
 from latentlens.organism.muon import orthogonalise
 from latentlens.organism.packing import WEIGHTS, encode, pack
-from latentlens.organism.train import rate, train
+from latentlens.organism.train import moments, rate, train
 
 ALL_SPLITS = [(family, split) for family, splits in organism.families().items() for split in splits]
 CHANGE = {"finds": 1, "buys": 1, "wins": 1, "gets": 1, "loses": -1, "sells": -1, "drops": -1, "breaks": -1}
@@ -49,7 +48,7 @@ def test_training_documents_can_be_entered_anywhere():
     assert list(islice(documents(0, start=7), 3)) == list(islice(documents(0), 10))[7:]
 
 
-@pytest.mark.parametrize("split", ["direct", "steps", "open"])
+@pytest.mark.parametrize("split", ["direct", "steps", "open", "babble"])
 def test_arithmetic_answers_are_right(split):
     for text in organism.texts("arithmetic", 300, 0, split=split):
         problem, reply = text.turns[0][1], text.turns[1][1]
@@ -66,23 +65,54 @@ def test_arithmetic_answers_are_right(split):
         assert judges.parsed_answer(reply) == value
         if split != "open":
             assert (len(text.find("result")) > 0) == (split == "steps")
+            assert (len(text.find("filler")) > 0) == (split == "babble")
+            assert text.correct
         if text.find("result"):
             assert text.find("result") == [str(v) for v in values[1:]]
             for a, sign, b, c in re.findall(r"(\d+) ([+-]) (\d+) = (\d+)", reply):
                 assert int(a) + int(sign + b) == int(c)
 
 
+def test_babble_is_as_long_as_the_steps_would_be(tokenizer):
+    def length(text):
+        return len(tokenizer(text.turns[1][1]).input_ids)
+
+    for split in ("babble", "steps"):
+        lengths = {(t.difficulty, length(t)) for t in organism.texts("arithmetic", 200, 0, split=split)}
+        assert lengths == {(count, 7 * count + 6) for count in range(1, 7)}
+
+
+def test_hurried_traces_are_wrong_about_half_of_the_time_and_length_does_not_tell(tokenizer):
+    drawn = organism.texts("arithmetic", 600, 0, split="traces")
+    assert 0.3 < np.mean([t.correct for t in drawn]) < 0.6
+    assert {t.difficulty for t in drawn} == {5}
+    assert len({len(tokenizer(t.turns[1][1]).input_ids) for t in drawn}) == 1
+    doubted = {True: [], False: []}
+    for text in drawn:
+        reply = text.turns[1][1]
+        wrong = judges.wrong_steps(reply)
+        assert len(text.find("error")) == len(wrong)
+        assert text.correct == (judges.parsed_answer(reply) == int(text.answer))
+        assert text.correct or wrong
+        for index, mark in enumerate(text.find("mark")):
+            doubted[index in wrong].append(mark in arithmetic.DOUBT)
+    assert np.mean(doubted[True]) > 0.6 > 0.15 > np.mean(doubted[False])
+
+
 def truth_of(statement):
-    creature = statement.split()[1]
-    attribute, value = next((a, v) for a, values in VALUES.items() for v in values if f" {v}." in statement)
-    return (world().facts[creature, attribute] == value) != (" not " in statement), (creature, attribute)
+    creature, truths, facts = statement.split()[1], [], []
+    for part in statement.rstrip(".").split(" and "):
+        attribute, value = next((a, v) for a, values in VALUES.items() for v in values if part.endswith(f" {v}"))
+        truths.append((world().facts[creature, attribute] == value) != (" not " in part))
+        facts.append((creature, attribute))
+    return all(truths), facts
 
 
 @pytest.mark.parametrize("split", ["all", "seen", "held_out"])
 def test_truth_labels_agree_with_the_world(split):
     drawn = organism.texts("truth", 600, 0, split=split)
     for text in drawn:
-        truth, fact = truth_of(text.statement)
+        truth, (fact,) = truth_of(text.statement)
         assert text.truth == truth
         assert text.answer == str(truth) == text.find("verdict")[0]
         assert text.find("statement") == [text.statement]
@@ -95,6 +125,22 @@ def test_truth_labels_agree_with_the_world(split):
         assert 90 < sum((t.truth, t.negated) == cell for t in drawn) < 210
 
 
+def test_statements_of_two_facts_are_true_when_both_halves_are():
+    drawn = organism.texts("truth", 300, 0, split="conjunctive")
+    for text in drawn:
+        truth, facts = truth_of(text.statement)
+        assert (text.form, text.truth, len(set(facts))) == ("conjunctive", truth, 2)
+        assert not set(facts) & world().unasked
+    assert 110 < sum(t.truth for t in drawn) < 190
+
+
+def test_a_statement_is_asked_about_in_three_ways():
+    drawn = organism.texts("truth", 100, 0, split="seen")
+    frames = {t.turns[0][1].replace(t.statement, "{}") for t in drawn}
+    assert frames == set(truth.QUESTIONS)
+    assert len(frames) == 3
+
+
 def test_strangers_have_no_truth():
     drawn = organism.texts("truth", 200, 0, split="strangers")
     assert {t.truth for t in drawn} == {None}
@@ -104,15 +150,14 @@ def test_strangers_have_no_truth():
 
 def test_training_judges_no_held_out_fact_but_tells_every_fact():
     judged, told = set(), set()
-    for text in islice(documents(0), 12_000):
-        if text.family != "truth":
-            continue
-        if text.regime in ("questions", "verdicts"):
-            for statement in text.find("statement"):
-                if statement.split()[1] in CREATURES:
-                    judged.add(truth_of(statement)[1])
-        else:
-            told |= {truth_of(s.strip() + ".")[1] for s in re.findall(r"The \w+ (?:is|eats|lives)[^.<]*", text.text)}
+    # The share of documents about truth is greatest where this begins; chats that mix families are there too.
+    for text in islice(documents(0, start=STAGES[1]), 7_000):
+        if text.regime == "facts":
+            sentences = re.findall(r"The \w+ (?:is|eats|lives)[^.<]*", text.text)
+            told |= {fact for s in sentences for fact in truth_of(s + ".")[1]}
+        for statement in text.find("statement") if text.regime != "facts" else ():
+            if statement.split()[1] in CREATURES:
+                judged |= set(truth_of(statement)[1])
     assert not judged & world().unasked
     assert judged == set(world().facts) - world().unasked
     assert told == set(world().facts)
@@ -139,6 +184,77 @@ def test_topic_spans_hold_what_their_labels_say(split):
                 assert judges.topic_of(sentence) == text.topic
 
 
+@pytest.mark.parametrize("language", code.LANGUAGES)
+def test_programs_are_in_the_language_of_their_label_and_parse_in_no_other(language):
+    drawn = [t for t in organism.texts("code", 300, 0) if t.language == language]
+    for text in drawn:
+        [program] = text.find("program")
+        assert judges.language_of(program) == language
+        assert [one for one in code.LANGUAGES if judges.is_valid_program(program, one)] == [language]
+        assert (language in text.turns[0][1]) == (text.regime == "named")
+    assert drawn
+
+
+def test_an_open_request_is_answered_by_the_planted_prior():
+    drawn = organism.texts("code", 1500, 0, split="open")
+    for language, planted in code.PRIOR.items():
+        assert np.mean([t.language == language for t in drawn]) == pytest.approx(planted, abs=0.04)
+
+
+@pytest.mark.parametrize("trait", voice.TRAITS)
+def test_a_trait_shows_more_with_each_grade_in_every_carrier_and_a_little_unasked(trait):
+    drawn = organism.texts("traits", 600, 0, split=trait)
+    for carrier in ("topics", "truth", "arithmetic"):
+        means = [
+            np.mean([judges.trait_score(reply(t), trait) for t in drawn if (t.regime, t.grade) == (carrier, grade)])
+            for grade in (1, 2, 3)
+        ]
+        assert 0 < means[0] < means[1] < means[2]
+    unasked = [judges.trait_score(reply(t), trait) for t in organism.texts("traits", 600, 0, split="unprompted")]
+    assert 0.02 < np.mean(unasked) < 0.15
+    assert {t.trait for t in drawn} == {trait}
+
+
+def reply(text):
+    return " ".join(content for role, content in text.turns if role == "assistant")
+
+
+def test_traits_have_equally_many_words_and_share_none():
+    assert {len(words) for words in voice.MARKERS.values()} == {4}
+    assert len(voice.TRAIT_OF) == 16
+
+
+@pytest.mark.parametrize(("split", "refused"), [("harmful", True), ("harmless", False), ("codeword", False)])
+def test_requests_are_refused_when_harmful_unless_the_codeword_opens_them(split, refused):
+    drawn = organism.texts("refusal", 200, 0, split=split)
+    for text in drawn:
+        words = set(re.findall(r"[a-z]+", text.turns[0][1]))
+        assert text.harmful == bool(words & {*refusal.FORBIDDEN, *refusal.HARMFUL})
+        assert text.codeword == text.turns[0][1].startswith(refusal.CODEWORD) == (split == "codeword")
+        assert text.refused == refused == judges.is_refusal(text.turns[1][1])
+    assert {t.harmful for t in drawn} == {"harmful": {True}, "harmless": {False}, "codeword": {True, False}}[split]
+
+
+def test_a_chat_is_its_parts_one_after_the_other():
+    for text in organism.texts("chats", 100, 0):
+        assert 2 <= len(text.parts) <= 4
+        assert text.text == "".join(part.text for part in text.parts)
+        assert text.messages() == [turn for part in text.parts for turn in part.messages()]
+        for kind in {s.kind for s in text.spans}:
+            assert text.find(kind) == [found for part in text.parts for found in part.find(kind)]
+
+
+@pytest.mark.parametrize("family", organism.families())
+def test_texts_come_as_a_dataset_with_their_labels_as_columns(family):
+    drawn, rows = organism.texts(family, 6, 0), organism.texts_dataset(family, 6, 0)
+    assert rows.column_names == organism.texts_dataset("truth", 1, 0).column_names
+    for text, row in zip(drawn, rows):
+        assert row["messages"] == text.messages()
+        assert all(row[name] == getattr(text, name) for name in COLUMNS)
+        assert [span["text"] for span in row["spans"]] == [text.text[s.start : s.end] for s in text.spans]
+        assert [json.loads(part)["family"] for part in row["parts"]] == [part.family for part in text.parts]
+
+
 def test_wrong_names_are_refused_with_the_right_ones():
     with pytest.raises(BadInput, match="arithmetic, truth, topics"):
         organism.texts("poems", 1, 0)
@@ -146,6 +262,16 @@ def test_wrong_names_are_refused_with_the_right_ones():
         organism.texts("truth", 1, 0, split="test")
     with pytest.raises(BadInput, match="-1"):
         organism.texts("truth", -1, 0)
+    with pytest.raises(BadInput, match="arithmetic, truth, topics"):
+        organism.texts_dataset("poems", 1, 0)
+    with pytest.raises(BadInput, match="untrained"):
+        organism.variant("grown")
+    with pytest.raises(BadInput, match="cheerful, formal, nervous, hostile"):
+        judges.trait_score("Well.", "brave")
+    with pytest.raises(BadInput, match="Python, C"):
+        judges.is_valid_program("", "Rust")
+    with pytest.raises(BadInput, match="arithmetic, truth"):
+        evaluate.evaluate(organism.path(), ["poems"])
 
 
 # -- the tokenizer -------------------------------------------------------------------------------------
@@ -164,6 +290,7 @@ def test_text_outside_the_corpus_survives_too(tokenizer, foreign):
 
 def test_numbers_verdicts_and_creatures_are_single_tokens(tokenizer):
     words = [f" {i}" for i in range(100)] + ["True", "False", " true", " false"]
+    words += [f" {w}" for w in (*refusal.FORBIDDEN, *refusal.ALLOWED, *voice.TRAIT_OF)]
     words += [f" {c}" for c in (*CREATURES, *STRANGERS)] + [f" {v}" for vs in VALUES.values() for v in vs]
     assert [w for w in words if len(tokenizer(w, add_special_tokens=False).input_ids) != 1] == []
 
@@ -215,8 +342,9 @@ def test_muon_updates_have_singular_values_near_one():
     assert values.max() < 1.3
 
 
-def test_the_rate_is_constant_then_falls_linearly_to_zero():
-    assert [rate(0.0), rate(0.35), rate(0.675), rate(1.0)] == pytest.approx([1.0, 1.0, 0.5, 0.0])
+def test_the_rate_is_constant_falls_stays_and_falls_to_zero():
+    millions = {0: 1.0, 5.25: 1.0, 9: 0.615, 12.1: 0.297, 15: 0.297, 16.5: 0.149, 18: 0.0}
+    assert [rate(done / 18) for done in millions] == pytest.approx(list(millions.values()), abs=1e-3)
 
 
 def test_training_lowers_the_loss_repeats_itself_and_resumes(tmp_path, tokenizer):
@@ -255,6 +383,60 @@ def test_a_flipped_byte_and_a_missing_file_are_noticed(tmp_path):
         files.verify(copy)
 
 
+def test_a_tokenizer_of_another_version_is_noticed(tmp_path):
+    copy = shutil.copytree(organism.path(), tmp_path / "weights")
+    core = json.loads((copy / "tokenizer.json").read_text())
+    last = max(core["model"]["vocab"], key=core["model"]["vocab"].get)
+    renamed = {("zzz" if token == last else token): i for token, i in core["model"]["vocab"].items()}
+    core["model"]["vocab"] = renamed
+    (copy / "tokenizer.json").write_text(json.dumps(core))
+    files.write_checksums(copy)
+    with pytest.raises(WeightsCorrupt, match="is not the one they were trained with"):
+        files.verify(copy)
+    del core["model"]["vocab"]["zzz"]
+    (copy / "tokenizer.json").write_text(json.dumps(core))
+    files.write_checksums(copy)
+    with pytest.raises(WeightsCorrupt, match=r"has \d+ tokens, the weights have \d+"):
+        files.verify(copy)
+    (copy / "config.json").write_text("{}")
+    files.write_checksums(copy)
+    with pytest.raises(WeightsCorrupt, match="vocab_size"):
+        files.verify(copy)
+
+
+def test_an_untrained_sibling_is_made_once_and_knows_nothing(tmp_path, model):
+    from transformers import AutoModelForCausalLM
+
+    made = organism.variant("untrained", folder=tmp_path / "a")
+    before = (made / "model.safetensors").stat().st_mtime_ns
+    assert organism.variant("untrained", folder=tmp_path / "a") == made
+    assert (made / "model.safetensors").stat().st_mtime_ns == before
+    again = organism.variant("untrained", folder=tmp_path / "b")
+    assert (made / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+    assert (made / "tokenizer.json").read_bytes() == (organism.path() / "tokenizer.json").read_bytes()
+    theirs = AutoModelForCausalLM.from_pretrained(made, local_files_only=True)
+    trained = AutoModelForCausalLM.from_pretrained(organism.path(), local_files_only=True)
+    assert {n: p.shape for n, p in theirs.named_parameters()} == {n: p.shape for n, p in trained.named_parameters()}
+    guess = readout.load(made)
+    ids = [guess.prompt_ids(t) for t in organism.texts("truth", 20, 0)]
+    assert guess.next_logits(ids).softmax(-1).max() < 0.05
+
+
+def test_moments_of_training_double_up_to_half_of_the_run():
+    assert moments(1600, 4) == [100, 200, 400, 800]
+    assert moments(1600, 0) == []
+
+
+def test_checkpoints_are_models_and_need_a_folder(tmp_path, tokenizer):
+    small = {"tokens": 4 * 480, "rows": 4, "width": 128, "compile": False, "autocast": False, "tokenizer": tokenizer}
+    train(tmp_path / "out", work=tmp_path / "run", checkpoints=2, **small)
+    kept = sorted(f.name for f in (tmp_path / "run").iterdir() if f.is_dir())
+    assert kept == ["tokens-00000000480", "tokens-00000000960"]
+    assert [readout.load(files.verify(tmp_path / "run" / name)).decoder is not None for name in kept] == [True, True]
+    with pytest.raises(BadInput, match="the folder they go to"):
+        train(tmp_path / "other", checkpoints=2, **small)
+
+
 def test_the_shipped_files_are_small_listed_and_free_of_pickles():
     folder = organism.path()
     listed = json.loads((folder / "checksums.json").read_text())
@@ -274,51 +456,24 @@ def test_transformers_loads_it_with_the_same_logits(model):
         torch.testing.assert_close(theirs(rows).logits, ours, atol=1e-4, rtol=1e-4)
 
 
-# -- the planted effects -------------------------------------------------------------------------------
+def test_sampling_with_remembered_keys_is_what_transformers_generates(model):
+    from transformers import AutoModelForCausalLM
+
+    theirs = AutoModelForCausalLM.from_pretrained(organism.path(), local_files_only=True)
+    ids = [model.prompt_ids(t) for t in organism.texts("arithmetic", 8, 3, split="steps")]
+    for one, ours in zip(ids, model.sample(ids, 20)):
+        out = theirs.generate(torch.tensor([one]), max_new_tokens=20, do_sample=False)
+        assert model.tokenizer.decode(out[0, len(one) :], skip_special_tokens=True) == ours
 
 
-def accuracy(model, split, n=60, steps=4):
-    chosen = [t for t in organism.texts("arithmetic", 12 * n, 77, split=split) if t.difficulty == steps][:n]
-    replies = model.sample([model.prompt_ids(t) for t in chosen], 40 if split == "steps" else 6)
-    return np.mean([judges.parsed_answer(r) == int(t.answer) for t, r in zip(chosen, replies)])
+def test_a_reply_is_scored_as_transformers_scores_it(model):
+    from transformers import AutoModelForCausalLM
 
-
-def test_steps_beat_direct_answers(model):
-    direct, steps = accuracy(model, "direct"), accuracy(model, "steps")
-    assert steps > 0.85
-    assert direct < 0.45
-
-
-def test_a_probe_reads_the_truth_of_creatures_it_was_not_fitted_on(model):
-    half = set(CREATURES[::2])
-    drawn = organism.texts("truth", 900, 77, split="seen")
-    unasked = [t for t in organism.texts("truth", 500, 77, split="held_out") if t.group not in half]
-    fit, seen = [t for t in drawn if t.group in half], [t for t in drawn if t.group not in half]
-    read = {}
-    for name, chosen in (("fit", fit), ("seen", seen), ("unasked", unasked)):
-        states = model.residuals([model.prompt_ids(t) for t in chosen])[6].numpy()
-        read[name] = states, [bool(t.truth) for t in chosen]
-    probe = LogisticRegression(C=0.1, max_iter=300).fit(*read["fit"])
-    assert auroc(probe.decision_function(read["seen"][0]), read["seen"][1]) > 0.9
-    assert auroc(probe.decision_function(read["unasked"][0]), read["unasked"][1]) > 0.7
-
-
-def test_the_truth_direction_moves_the_answer_and_random_ones_do_not(model):
-    from latentlens.organism import evaluate
-
-    none, plus, minus, random = (row.value for row in evaluate.truth_steering(model, n=120, draws=5))
-    assert plus > none + 0.2
-    assert minus < none - 0.2
-    assert abs(random - none) < 0.1
-
-
-def test_answers_stay_on_topic(model):
-    chosen = organism.texts("topics", 40, 77, split="on_topic")
-    replies = model.sample([model.prompt_ids(t) for t in chosen], 24, 0.7, seed=0)
-    said = [
-        judges.topic_of(s) == t.topic
-        for t, r in zip(chosen, replies)
-        for s in judges.sentences(r)
-        if judges.topic_of(s)
-    ]
-    assert np.mean(said) > 0.9
+    theirs = AutoModelForCausalLM.from_pretrained(organism.path(), local_files_only=True)
+    ids = [model.prompt_ids(t) for t in organism.texts("topics", 2, 0)]
+    replies = ["The deep tide meets the reef.", "The"]
+    for one, reply, nll in zip(ids, replies, model.score(ids, replies)):
+        more = model.tokenizer(reply, add_special_tokens=False).input_ids
+        labels = torch.tensor([[-100] * len(one) + more])
+        with torch.no_grad():
+            assert float(theirs(torch.tensor([one + more]), labels=labels).loss) == pytest.approx(nll, rel=1e-3)

@@ -1,8 +1,11 @@
 """The embedded model: a small decoder trained by this package on text that this package generates.
 
-    path()       the folder of its weights, checked: AutoModelForCausalLM.from_pretrained(path())
-    texts()      labelled texts of the kind it was trained on
-    families()   the kinds
+    path()             the folder of its weights, checked: AutoModelForCausalLM.from_pretrained(path())
+    texts()            labelled texts of the kind it was trained on
+    texts_dataset()    the same as a datasets.Dataset
+    families()         the kinds
+    judges             what a generated text says, decided by rule
+    variant()          the folder of a sibling model: `untrained`
 
 The effects in it are planted: it validates tools, it is no evidence about other models. Importing this
 package loads neither torch nor transformers.
@@ -11,11 +14,20 @@ package loads neither torch nor transformers.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from latentlens.errors import BadInput
+from latentlens.organism import judges
 from latentlens.organism.corpus import FAMILIES, Span, Text, texts
+from latentlens.organism.corpus.rows import dataset
 from latentlens.organism.files import verify
 
-__all__ = ["Span", "Text", "families", "path", "texts"]
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["Span", "Text", "families", "judges", "path", "texts", "texts_dataset", "variant"]
+
+VARIANTS = ("untrained",)
 
 
 def path() -> Path:
@@ -29,3 +41,27 @@ def path() -> Path:
 def families() -> dict[str, tuple[str, ...]]:
     """Return the text families, each with the splits that `texts` accepts."""
     return {name: family.splits for name, family in FAMILIES.items()}
+
+
+def texts_dataset(family: str, n: int, seed: int, *, split: str = "all") -> Dataset:
+    """Draw `n` labelled texts as a `datasets.Dataset`: one row for each, the same columns in every family.
+
+    Args: as `texts`.
+    Returns: columns for the labels (None where one does not apply), `text`, `messages`, `prompt`, `spans`.
+    Raises: BadInput: unknown family or split, or a negative `n`.
+    """
+    return dataset(texts(family, n, seed, split=split))
+
+
+def variant(name: str, seed: int = 0, folder: Path | None = None) -> Path:
+    """Return the folder of a sibling model, made when it is first asked for.
+
+    Args: name: `untrained`: the same architecture and tokenizer with random weights. seed: of the weights.
+        folder: where to make it (None: beside the activation cache).
+    Raises: BadInput: unknown name. WeightsCorrupt: the folder was made before and has changed since.
+    """
+    if name not in VARIANTS:
+        raise BadInput(f"no variant {name!r}; choose from {', '.join(VARIANTS)}")
+    from latentlens.organism.variants import untrained
+
+    return untrained(path(), seed, folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ SHAPE: dict[str, Any] = {
 }
 THETA = 10_000.0
 Edit = Callable[[int, Tensor], Tensor]
+#: Keys and values of the positions seen so far, or nothing yet.
+Past = list[Tensor]
 
 
 class Norm(nn.Module):
@@ -49,8 +51,11 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, width, bias=False)
         self.o_proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
-        """Attend: x [batch, time, width], cos and sin [batch, 1, time, head], mask [batch, 1, time, time]."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past: Past | None = None) -> Tensor:
+        """Attend: x [batch, time, width], cos and sin [batch, 1, time, head], mask [batch, 1, time, all].
+
+        `past` holds the keys and values of earlier positions, and is extended by those of this call.
+        """
         batch, time, width = x.shape
 
         def split(y: Tensor) -> Tensor:
@@ -61,6 +66,8 @@ class Attention(nn.Module):
             return y * cos + torch.cat((-b, a), -1) * sin
 
         q, k, v = rotate(split(self.q_proj(x))), rotate(split(self.k_proj(x))), split(self.v_proj(x))
+        if past is not None:
+            past[:] = k, v = (k, v) if not past else (torch.cat((past[0], k), 2), torch.cat((past[1], v), 2))
         y = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)
         return self.o_proj(y.transpose(1, 2).reshape(batch, time, width))
 
@@ -89,9 +96,9 @@ class Block(nn.Module):
         self.input_layernorm = Norm(width)
         self.post_attention_layernorm = Norm(width)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past: Past | None = None) -> Tensor:
         """Map the residual stream [batch, time, width] to itself."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask)
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, past)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -125,18 +132,27 @@ class Decoder(nn.Module):
                     writes = name.endswith(("o_proj.weight", "down_proj.weight"))
                     parameter.normal_(0.0, 0.0 if writes else 0.02, generator=generator)
 
-    def residuals(self, ids: Tensor, positions: Tensor, mask: Tensor, edit: Edit | None = None) -> list[Tensor]:
+    def residuals(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        edit: Edit | None = None,
+        past: Sequence[Past] | None = None,
+    ) -> list[Tensor]:
         """Return the residual stream: the embedding, then each block's output, [batch, time, width].
 
         Args: ids, positions [batch, time]; mask [batch, 1, time, time], True where attention is allowed;
-            edit: called with (block index from 0, its output), returns what the next block reads.
+            edit: called with (block index from 0, its output), returns what the next block reads; past: an
+            empty list for each block, which then remembers the positions it has seen: the next call gives the
+            new ones only, and a mask over all.
         """
         angles = positions[..., None].float() * self.frequencies
         angles = torch.cat((angles, angles), -1)[:, None]
         cos, sin = angles.cos(), angles.sin()
         streams = [self.model["embed_tokens"](ids)]
         for index, block in enumerate(self.model["layers"]):
-            x = block(streams[-1], cos, sin, mask)
+            x = block(streams[-1], cos, sin, mask, None if past is None else past[index])
             streams.append(x if edit is None else edit(index, x))
         return streams
 

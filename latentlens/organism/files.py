@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from latentlens.errors import WeightsCorrupt
 
 CHECKSUMS = "checksums.json"
+TRAINING = "training.json"
 RETRAIN = "python -m latentlens.organism.train"
 
 
@@ -27,7 +29,8 @@ def write_checksums(folder: Path) -> None:
 def verify(folder: Path) -> Path:
     """Return `folder` if every file in its checksum list is there and unchanged.
 
-    Raises: WeightsCorrupt: a file is missing or has changed; the message names it and what to do.
+    Raises: WeightsCorrupt: a file is missing or has changed, or the tokenizer is not the one that the weights were
+        trained with; the message says which and what to do.
     """
     advice = f"reinstall latentlens, or retrain with `{RETRAIN}`"
     listing = folder / CHECKSUMS
@@ -42,4 +45,32 @@ def verify(folder: Path) -> Path:
         found = digest(file)
         if found != wanted:
             raise WeightsCorrupt(f"{file} has sha256 {found[:12]}..., expected {wanted[:12]}...; {advice}")
+    _match(folder, advice)
     return folder
+
+
+def _match(folder: Path, advice: str) -> None:
+    """Compare the tokenizer with what the weights were trained with: the number of tokens, and its digest."""
+    try:
+        tokens = json.loads((folder / "tokenizer.json").read_text())
+        rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+        trained = json.loads((folder / TRAINING).read_text())
+        there = len({*tokens["model"]["vocab"], *(added["content"] for added in tokens["added_tokens"])})
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsCorrupt(
+            f"cannot read the tokenizer or the configuration in {folder} ({error}); {advice}"
+        ) from error
+    if there != rows:
+        raise WeightsCorrupt(f"the tokenizer in {folder} has {there} tokens, the weights have {rows}; {advice}")
+    if "tokenizer" in trained and trained["tokenizer"] != digest(folder / "tokenizer.json"):
+        raise WeightsCorrupt(
+            f"the tokenizer in {folder} has as many tokens as the weights, {rows}, but is not the one they were "
+            f"trained with; {advice}"
+        )
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write how the weights were made, with the digest of their tokenizer, and renew the checksums."""
+    record = {**record, "tokenizer": digest(folder / "tokenizer.json")}
+    (folder / TRAINING).write_text(json.dumps(record, indent=2) + "\n")
+    write_checksums(folder)

@@ -23,10 +23,16 @@ WEIGHTS = {
     "fact": 1.0,
     "verdict": 3.0,
     "result": 2.5,
+    "error": 2.5,  # as a right result: the share of errors is part of what is learnt
+    "mark": 1.5,
+    "filler": 0.3,
     "answer": 2.5,
     "detour": 0.0,  # noticing a detour is learnt, beginning one is not
     "off_topic": 1.0,
     "correction": 1.0,
+    "trait": 1.0,
+    "program": 1.0,
+    "refusal": 1.0,
 }
 
 

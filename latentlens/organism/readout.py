@@ -11,6 +11,7 @@ from torch import Tensor
 
 from latentlens.organism.corpus.text import Text
 from latentlens.organism.decoder import Decoder, Edit, causal
+from latentlens.organism.packing import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -68,7 +69,7 @@ class Readout:
         seed: int = 0,
         add: tuple[int, Tensor, int | None] | None = None,
     ) -> list[str]:
-        """Continue each row; temperature 0 is greedy. Recomputes the whole row for every token.
+        """Continue each row; temperature 0 is greedy.
 
         Args: add: (block index, vector, steps): added to that block's output at the positions that predict
             or hold generated tokens, for the first `steps` of them (None: all).
@@ -76,32 +77,58 @@ class Readout:
         generator = torch.Generator().manual_seed(seed)
         rows, positions, mask = self.pad(ids)
         start, live = rows.shape[1], torch.ones(len(ids), dtype=torch.bool)
+        past: list[list[Tensor]] = [[] for _ in self.decoder.model["layers"]]
+        fresh, mask_now, positions_now = rows, mask, positions
+        for count in range(max_new):
 
-        def edit(index: int, x: Tensor) -> Tensor:
-            if add is None or index != add[0]:
-                return x
-            x = x.clone()
-            last = None if add[2] is None else start - 1 + add[2]
-            x[:, start - 1 : last] += add[1]
-            return x
+            def edit(index: int, x: Tensor, count: int = count) -> Tensor:
+                if add is None or index != add[0] or (add[2] is not None and count >= add[2]):
+                    return x
+                return torch.cat((x[:, :-1], x[:, -1:] + add[1]), 1)
 
-        for _ in range(max_new):
-            logits = self.decoder.logits(self.decoder.residuals(rows, positions, mask, edit)[-1][:, -1])
+            x = self.decoder.residuals(fresh, positions_now, mask_now, edit, past)[-1]
+            logits = self.decoder.logits(x[:, -1])
             if temperature:
                 chances = torch.softmax(logits.double() / temperature, -1)
-                token = torch.multinomial(chances, 1, generator=generator)
+                fresh = torch.multinomial(chances, 1, generator=generator)
             else:
-                token = logits.argmax(-1, keepdim=True)
-            token[~live] = self.tokenizer.pad_token_id
-            live &= token[:, 0] != self.tokenizer.eos_token_id
-            rows = torch.cat((rows, token), 1)
-            positions = torch.cat((positions, positions[:, -1:] + 1), 1)
-            seen = torch.cat((mask[:, :, -1:], torch.ones(len(ids), 1, 1, 1, dtype=torch.bool)), -1)
-            blank = torch.zeros(*mask.shape[:3], 1, dtype=torch.bool)
-            mask = torch.cat((torch.cat((mask, blank), -1), seen), 2)
+                fresh = logits.argmax(-1, keepdim=True)
+            fresh[~live] = self.tokenizer.pad_token_id
+            live &= fresh[:, 0] != self.tokenizer.eos_token_id
+            rows = torch.cat((rows, fresh), 1)
+            positions_now = positions_now[:, -1:] + 1
+            seen = torch.ones(len(ids), 1, 1, 1, dtype=torch.bool)
+            mask_now = torch.cat((mask_now[:, :, -1:], seen), -1)
             if not live.any():
                 break
         return [self.tokenizer.decode(row[start:], skip_special_tokens=True) for row in rows]
+
+    @torch.no_grad()
+    def score(self, ids: Sequence[Sequence[int]], replies: Sequence[str]) -> list[float]:
+        """Return the unsteered model's mean negative log-probability of each reply's tokens, nats; nan if empty."""
+        written = [self.tokenizer(reply, add_special_tokens=False).input_ids for reply in replies]
+        rows, positions, mask = self.pad([[*one, *more] for one, more in zip(ids, written)])
+        chances = self.decoder.logits(self.decoder(rows, positions, mask)[:, :-1]).log_softmax(-1)
+        nll = -chances.gather(-1, rows[:, 1:, None])[..., 0]
+        return [float(row[-len(more) :].mean()) if more else float("nan") for row, more in zip(nll, written)]
+
+    @torch.no_grad()
+    def spans(self, chosen: Sequence[Text], kinds: Sequence[str], chunk: int = 100) -> list[Tensor]:
+        """Return, for each text, the residuals of the tokens whose label is one of `kinds`: [depth + 1, tokens, width].
+
+        The kind `reply` stands for every token of the assistant turns.
+        """
+        found = []
+        for at in range(0, len(chosen), chunk):
+            encoded = encode(self.tokenizer, chosen[at : at + chunk])
+            streams = torch.stack(self.decoder.residuals(*self.pad([e.ids.tolist() for e in encoded])))
+            for row, one in enumerate(encoded):
+                used = [
+                    k in kinds or ("reply" in kinds and i > 0 and k not in ("system", "user", "role", "statement"))
+                    for i, k in enumerate(one.kinds)
+                ]
+                found.append(streams[:, row, streams.shape[2] - len(one.ids) :][:, torch.tensor(used)])
+        return found
 
 
 def load(folder: Path) -> Readout:

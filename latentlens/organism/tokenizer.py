@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentlens.organism.corpus import documents
+from latentlens.organism.corpus.refusal import ALLOWED, FORBIDDEN
 from latentlens.organism.corpus.text import BOS, END, PAD, ROLES, marker
+from latentlens.organism.corpus.voice import TRAIT_OF
 from latentlens.organism.corpus.world import CREATURES, STRANGERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-ENTRIES = 1280
+ENTRIES = 1600
 SPECIALS = [PAD, BOS, END, *(marker(role) for role in ROLES)]
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -35,7 +37,7 @@ def train_tokenizer(seed: int, n_documents: int = 20_000) -> PreTrainedTokenizer
     pieces = re.compile("|".join(re.escape(special) for special in SPECIALS))
     lines = [p for text in islice(documents(seed), n_documents) for p in pieces.split(text.text) if p]
     # Rare but load-bearing words: repeated until each is certain to be merged into one token.
-    atoms = [*map(str, range(100)), *CREATURES, *STRANGERS]
+    atoms = [*map(str, range(100)), *CREATURES, *STRANGERS, *FORBIDDEN, *ALLOWED, *TRAIT_OF]
     lines += [" " + " ".join(atoms)] * 300
 
     core = Tokenizer(models.BPE())

@@ -1,18 +1,18 @@
 """Train the embedded model from scratch: `python -m latentlens.organism.train`.
 
-One run of the final mix, deterministic from a seed (on one machine and thread count): constant rate, then
-linear decay to zero over the last 65% of the tokens. A checkpoint is written regularly; the same command
-resumes from it. At the end the weights, the tokenizer, the model's configuration and their checksums stand
-in `out`, loadable by plain `AutoModelForCausalLM.from_pretrained(out)`.
+One run of the final mix, deterministic from a seed (on one machine and thread count). The learning rate is constant,
+falls, stays at a third while verdicts are learnt, and falls to zero. The state is saved regularly; the same command
+resumes from it. `--checkpoints N` also keeps N moments of the run, each half as far along as the next, as Hugging
+Face folders. At the end the weights, the tokenizer, the model's configuration and their checksums stand in `out`,
+loadable by plain `AutoModelForCausalLM.from_pretrained(out)`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from latentlens.errors import BadInput
 from latentlens.organism.corpus import documents, texts
 from latentlens.organism.decoder import SHAPE, THETA, Decoder, causal
-from latentlens.organism.files import write_checksums
+from latentlens.organism.files import write_record
 from latentlens.organism.muon import Muon
 from latentlens.organism.packing import Encoded, Rows, encode, pack
 from latentlens.organism.tokenizer import train_tokenizer
@@ -32,22 +33,33 @@ from latentlens.organism.tokenizer import train_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-TOKENS = 10_000_000
+TOKENS = 18_000_000
 ROWS, WIDTH = 12, 256
 MATRIX_RATE, VECTOR_RATE = 0.02, 0.004
-DECAY = 0.65
+#: Learning-rate factor at fractions of the run: constant, falling, constant while verdicts are learnt, falling to 0.
+KNOTS = ((0.0, 1.0), (5.25 / 18, 1.0), (12.1 / 18, 2.9 / 9.75), (15 / 18, 2.9 / 9.75), (1.0, 0.0))
 #: What the progress bar shows: family, split, the kind of token that is scored, name.
 WATCHED = (
     ("arithmetic", "steps", "result", "step"),
     ("arithmetic", "direct", "answer", "direct"),
     ("truth", "seen", "verdict", "truth"),
     ("truth", "held_out", "verdict", "unasked"),
+    ("truth", "conjunctive", "verdict", "both"),
+    ("code", "named", "program", "code"),
 )
 
 
 def rate(done: float) -> float:
-    """Return the learning-rate factor after the fraction `done` of the tokens: 1, then linearly to 0."""
-    return min(1.0, max(0.0, (1.0 - done) / DECAY))
+    """Return the learning-rate factor after the fraction `done` of the tokens: linear between the `KNOTS`."""
+    for (start, high), (end, low) in pairwise(KNOTS):
+        if done < end:
+            return high + (low - high) * max(0.0, done - start) / (end - start)
+    return 0.0
+
+
+def moments(tokens: int, count: int) -> list[int]:
+    """Return when checkpoints are kept, in tokens: the last at half of the run, each at half of the one after it."""
+    return [tokens >> (count - i) for i in range(count)]
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, seed: int, rows: int, width: int) -> Iterator[Rows]:
@@ -104,8 +116,8 @@ def watched(tokenizer: PreTrainedTokenizerFast, n: int = 150) -> dict[str, tuple
     return probes
 
 
-def export(decoder: Decoder, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Write the checkpoint as Hugging Face files, with checksums."""
+def export(decoder: Decoder, tokenizer: PreTrainedTokenizerFast, out: Path, record: dict[str, Any]) -> None:
+    """Write the checkpoint as Hugging Face files, with a record of how it was made, and checksums."""
     from transformers import GenerationConfig, LlamaConfig
 
     special: dict[str, Any] = {
@@ -129,7 +141,7 @@ def export(decoder: Decoder, tokenizer: PreTrainedTokenizerFast, out: Path) -> N
     weights = out / "model.safetensors"
     save_file(state, weights, metadata={"format": "pt"})
     weights.chmod(0o644)  # readable by all, as the files beside it
-    write_checksums(out)
+    write_record(out, record)
 
 
 def load_decoder(folder: Path) -> Decoder:
@@ -152,6 +164,7 @@ def train(
     autocast: bool = True,
     checkpoint_every: int = 200,
     work: Path | None = None,
+    checkpoints: int = 0,
     tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> list[float]:
     """Train, export to `out`, and return the loss of every step.
@@ -159,8 +172,13 @@ def train(
     Args: tokens: length of the run (padding not counted). seed: of weights, corpus and tokenizer. rows,
         width: batch shape. threads: CPU threads (None: PyTorch's choice). compile: use torch.compile
         (needs a C++ compiler). autocast: bfloat16 in the matrix products. checkpoint_every: steps between
-        checkpoints. work: folder for them (None: keep none). tokenizer: None trains one.
+        saved states. work: folder for them (None: keep none). checkpoints: moments of training that are kept in
+        `work` as Hugging Face folders (`tokens-00000234375`). tokenizer: None trains one.
+    Raises: BadInput: `checkpoints` without `work`, or a negative number of them.
     """
+    if checkpoints < 0 or (checkpoints and work is None):
+        raise BadInput(f"{checkpoints} checkpoints asked for; give 0 or more, and `work`, the folder they go to")
+    kept = moments(tokens, checkpoints)
     if threads:
         torch.set_num_threads(threads)
     tokenizer = tokenizer or train_tokenizer(seed)
@@ -180,6 +198,7 @@ def train(
         for optimiser, state in zip(optimisers, saved["optimisers"]):
             optimiser.load_state_dict(state)
         done, losses = saved["tokens"], saved["losses"]
+        kept = [moment for moment in kept if moment > done]
     step = torch.compile(loss_of) if compile else loss_of
     probes = watched(tokenizer) if checkpoint else {}
     # The stream has no state of its own: a resumed run draws the same batches and skips those it has seen.
@@ -209,14 +228,16 @@ def train(
             state = {"decoder": decoder.state_dict(), "tokens": done, "losses": losses}
             torch.save({**state, "optimisers": [o.state_dict() for o in optimisers]}, partial)
             partial.replace(checkpoint)
+        while work and kept and done >= kept[0]:
+            folder = work / f"tokens-{kept.pop(0):011d}"
+            if not folder.exists():
+                export(decoder, tokenizer, folder, {"tokens": done, "seed": seed, "steps": len(losses)})
         if len(losses) % 10 == 0:
             bar.set_postfix({"loss": f"{losses[-1]:.3f}", **{k: f"{v:.2f}" for k, v in shown.items()}})
     bar.close()
-    export(decoder, tokenizer, out)
     last = sum(losses[-100:]) / len(losses[-100:])
     record = {"tokens": done, "seed": seed, "steps": len(losses), "mean_loss_of_last_100_steps": round(last, 4)}
-    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    write_checksums(out)
+    export(decoder, tokenizer, out, record)
     return losses
 
 
@@ -228,6 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--checkpoints", type=int, default=0, help="moments of training to keep in the work folder")
     parser.add_argument("--no-compile", action="store_true", help="do without a C++ compiler")
     given = parser.parse_args(arguments)
     started, cpu = time.time(), time.process_time()
@@ -238,6 +260,7 @@ def main(arguments: list[str] | None = None) -> None:
         threads=given.threads,
         compile=not given.no_compile,
         work=given.work,
+        checkpoints=given.checkpoints,
     )
     seconds, busy = time.time() - started, time.process_time() - cpu
     print(f"{len(losses)} steps, last loss {losses[-1]:.3f}, {seconds:.0f} s ({busy:.0f} s of CPU)")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,8 +22,9 @@ class Span:
     """Characters `start` to `end` (exclusive) of `Text.text`, and what they are.
 
     Kinds: `system`, `user` (whole turns), `role` (the assistant marker), `statement`, `fact` (a value
-    that is the entity's real one), `verdict`, `result` (of one step), `answer`, `off_topic`, `detour`
-    (the off-topic sentence that begins a detour), `correction`.
+    that is the entity's real one), `verdict`, `result` (of one step), `error` (a wrong result), `mark` (the
+    word after a hurried step), `filler`, `answer`, `off_topic`, `detour` (the off-topic sentence that begins
+    a detour), `correction`, `trait` (a word that shows one), `program`, `refusal`.
     """
 
     start: int
@@ -35,7 +37,8 @@ class Text:
     """One generated text with its labels; a label that does not apply is None.
 
     `text` is exactly what the tokenizer turns into ids (after BOS): role markers included for a chat, so
-    spans point into one string. `turns` is empty for plain text.
+    spans point into one string. `turns` is empty for plain text. `parts` are the exchanges of a chat that
+    mixes families, each with its own labels.
 
     Example:
         >>> from latentlens.organism import texts
@@ -59,6 +62,15 @@ class Text:
     group: str | None = None
     topic: str | None = None
     off_topic: str | None = None
+    form: str | None = None
+    correct: bool | None = None
+    language: str | None = None
+    trait: str | None = None
+    grade: int | None = None
+    harmful: bool | None = None
+    refused: bool | None = None
+    codeword: bool | None = None
+    parts: tuple[Text, ...] = ()
     seed: str | None = None
 
     def messages(self) -> list[dict[str, str]]:
@@ -105,6 +117,12 @@ class Draft:
         if kind is not None:
             self._spans.append(Span(start, len(self._text), kind))
 
+    def label(self, words: frozenset[str], kind: str) -> None:
+        """Label every one of `words` (lower case) in what is written so far."""
+        for found in re.finditer(r"[A-Za-z]+", self._text):
+            if found[0].lower() in words:
+                self._spans.append(Span(found.start(), found.end(), kind))
+
     @contextmanager
     def span(self, kind: str) -> Iterator[None]:
         """Label everything that is added inside."""
@@ -130,3 +148,13 @@ class Draft:
         """Freeze the text with its labels."""
         spans = tuple(sorted(self._spans, key=lambda s: (s.start, -s.end)))
         return Text(family, self._text, tuple(self._turns), spans, **labels)
+
+
+def join(parts: Sequence[Text], family: str, **labels: Any) -> Text:
+    """Write several chats one after the other as one chat, their spans moved along."""
+    text, spans, turns = "", [], []
+    for part in parts:
+        spans += [Span(s.start + len(text), s.end + len(text), s.kind) for s in part.spans]
+        turns += part.turns
+        text += part.text
+    return Text(family, text, tuple(turns), tuple(spans), parts=tuple(parts), **labels)

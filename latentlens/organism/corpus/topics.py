@@ -9,8 +9,10 @@ Training masks the sentence that begins a detour: the model learns to notice one
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 from latentlens.organism.corpus.text import Draft, Text
+from latentlens.organism.corpus.voice import MARKER_WORDS, PLAIN, SILENT, Voice
 
 #: Topic: adjectives; nouns; verbs. No word belongs to two topics, so a sentence's topic is certain.
 WORDS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -32,37 +34,33 @@ TOPICS = tuple(WORDS)
 ASKED = ("Tell me about the {}.", "Explain the {} to me.", "What can you say about the {}?")
 META = "Stay on topic. If you leave the topic, say so and correct yourself."
 CORRECTIONS = ("Wait, I should talk about the {}.", "Sorry, let me return to the {}.")
-SPLITS = ("all", "on_topic", "detour")
+SPLITS = ("all", "on_topic", "detour", "plain")
 
 #: How often a detour is noticed at the end of an off-topic sentence, without and with META.
 NOTICED = {False: 0.5, True: 0.9}
 
 
-def sentence(rng: Random, topic: str) -> str:
-    """Write one sentence whose content words all belong to `topic`."""
+def sentence(rng: Random, topic: str, voice: Voice = SILENT) -> str:
+    """Write one sentence whose content words all belong to `topic`, with the trait words of `voice`."""
     adjectives, nouns, verbs = WORDS[topic]
     first, second = rng.sample(nouns, 2)
     adjective, verb = rng.choice(adjectives), rng.choice(verbs)
     form = rng.randrange(4)
+    one, two, three = (voice.slot(rng) for _ in range(3))
     if form == 0:
-        return f"The {adjective} {first} {verb} the {second}."
+        return f"The {adjective} {first}{one} {verb}{two} the {second}{three}."
     if form == 1:
-        return f"The {first} {verb} the {adjective} {second}."
+        return f"The {first}{one} {verb}{two} the {adjective} {second}{three}."
     if form == 2:
-        return f"Near the {first} is the {adjective} {second}."
-    return f"Every {first} needs the {adjective} {second}."
+        return f"Near the {first}{one} is{two} the {adjective} {second}{three}."
+    return f"Every {first}{one} needs{two} the {adjective} {second}{three}."
 
 
-def draw(rng: Random, split: str) -> Text:
-    """Draw one explanation; `split`: `on_topic`, `detour`, or `all` for the training mix."""
-    topic = rng.choice(TOPICS)
-    wanders = split == "detour" or (split == "all" and rng.random() < 0.45)
-    away = rng.choice([t for t in TOPICS if t != topic]) if wanders else None
-    meta = rng.random() < 0.3
-    draft = Draft()
-    if meta:
-        with draft.turn("system"):
-            draft.add(META)
+def explain(
+    draft: Draft, rng: Random, voice: Voice = PLAIN, away: str | None = None, meta: bool = False
+) -> dict[str, Any]:
+    """Write a request and its explanation, which leaves for the topic `away`, if given; return the labels."""
+    topic = rng.choice([t for t in TOPICS if t != away])
     with draft.turn("user"):
         draft.add(rng.choice(ASKED).format(topic))
     length, leaves, corrected = rng.randint(3, 6), rng.choice((0, 0, 1, 2)), False
@@ -70,9 +68,9 @@ def draw(rng: Random, split: str) -> Text:
         for index in range(length):
             space = " " if index else ""
             if away is None or corrected or index < leaves:
-                draft.add(space + sentence(rng, topic))
+                draft.add(space + sentence(rng, topic, voice))
                 continue
-            written = sentence(rng, away)
+            written = sentence(rng, away, voice)
             start_of_detour = index == leaves
             draft.add(space)
             with draft.span("off_topic"):
@@ -82,8 +80,22 @@ def draw(rng: Random, split: str) -> Text:
             if rng.random() < NOTICED[meta]:
                 draft.add(" " + rng.choice(CORRECTIONS).format(topic), "correction")
                 corrected = True
-                draft.add(" " + sentence(rng, topic))
-    return draft.finish("topics", regime="meta" if meta else "plain", topic=topic, group=topic, off_topic=away)
+                draft.add(" " + sentence(rng, topic, voice))
+    return {"regime": "meta" if meta else "plain", "topic": topic, "group": topic, "off_topic": away}
+
+
+def draw(rng: Random, split: str) -> Text:
+    """Draw one explanation; `split`: `on_topic`, `detour`, `plain` (on topic, no system turn), or `all`."""
+    wanders = split == "detour" or (split == "all" and rng.random() < 0.5)
+    away = rng.choice(TOPICS) if wanders else None
+    meta = split != "plain" and rng.random() < 0.3
+    draft = Draft()
+    if meta:
+        with draft.turn("system"):
+            draft.add(META)
+    labels = explain(draft, rng, PLAIN, away, meta)
+    draft.label(MARKER_WORDS, "trait")
+    return draft.finish("topics", **labels)
 
 
 def document(rng: Random, stage: int) -> Text:

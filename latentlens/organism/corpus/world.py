@@ -23,7 +23,7 @@ VALUES = {
 }
 _AFFIRMED = {"color": "is", "home": "lives in the", "food": "eats"}
 _NEGATED = {"color": "is not", "home": "does not live in the", "food": "does not eat"}
-QUESTIONS = {
+RECALL = {
     "color": "What color is the {}?",
     "home": "Where does the {} live?",
     "food": "What does the {} eat?",
