@@ -289,7 +289,7 @@ def traits(model: Readout, n: int = 100, draws: int = 3) -> list[Row]:
             where = f"block {block}, strength {strength:g}"
             rows.append(mean(f"trait steering, {trait}, {where}, words a sentence", scores))
             rows.append(mean(f"trait steering, {trait}, {where}, NLL unsteered", [x for x in nll if x == x]))
-        rises = [np.mean(b[0]) > np.mean(a[0]) for a, b in pairwise(doses)]
+        rises = [float(np.mean(b[0])) > float(np.mean(a[0])) for a, b in pairwise(doses)]
         rows.append(share(f"trait steering, {trait}, strengths at which it rises", rises, (1.0, 1.0)))
         size, last = vector.norm(), TRAIT_STRENGTHS[-1:]
         found = [
