@@ -161,3 +161,27 @@ def test_wrong_input_is_refused():
         transfer({"a": acts}, {"a": y})
     with pytest.raises(BadInput):
         transfer({"a": acts, "b": planted(n=20)[0]}, {"a": y, "b": y[:20]})
+
+
+def test_c_is_chosen_on_the_validation_side():
+    """The label hides under a shared disturbance: only a weak penalty subtracts one column from the other."""
+    rng = np.random.default_rng(0)
+    y, shared = rng.random(300) < 0.5, 10 * rng.normal(size=300)
+    states = torch.tensor(np.stack([y + shared, shared], 1) + 0.05 * rng.normal(size=(300, 2)))
+    acts = Activations({Site("resid_post", 0): states}, {"text": np.arange(300)})
+    found = recover(acts, y, C=[1e-4, 1e4], n_permutations=0)
+    assert found.C == 1e4
+    assert found.auroc.value > 0.95
+    assert recover(acts, y, C=1e-4, n_permutations=0).auroc.value < 0.8
+
+
+def test_transfer_holds_out_whole_groups():
+    rng = np.random.default_rng(1)
+    question = np.repeat(np.arange(40), 5)
+    states = torch.tensor(rng.normal(size=(40, 80))[question] + 0.1 * rng.normal(size=(200, 80)))
+    y = (rng.random(40) < 0.5)[question]
+    acts = {k: Activations({Site("resid_post", 0): states}, {"text": np.arange(200)}) for k in "ab"}
+    leaking = transfer(acts, {"a": y, "b": y}, n_bootstrap=50)["a", "b"]
+    grouped = transfer(acts, {"a": y, "b": y}, groups=question, n_bootstrap=50)["a", "b"]
+    assert leaking.value > 0.95
+    assert grouped.value < 0.75
