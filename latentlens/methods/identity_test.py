@@ -100,7 +100,7 @@ def identity_test(
             half, rest = order[: len(order) // 2], order[len(order) // 2 :]
             A.append((target[half].double() - base[half].double()).mean(0))
             x = torch.cat([base[rest], target[rest]])
-            swap = torch.as_tensor(rng.random(len(rest)) < 0.5)
+            swap = torch.as_tensor(rng.permutation(len(rest)) < len(rest) // 2)  # half: it leans to no side
             true = torch.arange(len(x)) >= len(rest)
             labels = torch.stack([true, torch.cat([swap, ~swap])])  # one of a pair is labelled, at random
             strength = torch.full((2,), C, dtype=torch.float64)

@@ -54,7 +54,7 @@ def distance_share(nearest: float, by_class: list[NDArray]) -> float:
 
 
 def dkw_half_width(n: int, alpha: float = 0.95) -> float:
-    """Half width sqrt(ln(2 / (1 - alpha)) / 2n) of the Dvoretzky-Kiefer-Wolfowitz band around an empirical distribution.
+    """Half width sqrt(ln(2 / (1 - alpha)) / 2n) of the Dvoretzky-Kiefer-Wolfowitz band around a distribution.
 
     alpha: the confidence. 1 where n is 0.
     """  # fmt: skip
@@ -103,7 +103,7 @@ class SdmHead:
         """Probabilities and who is admitted.
 
         v_c = share of calibration outputs of class c below this output; q~ = ln((2 + q)^v of the predicted class);
-        lower: v minus the DKW half width of the calibration rows whose q~ is not above. Where the predicted class is not the
+        lower: v minus the DKW half width of the calibration rows whose q~ is not above. If the class named is not the
         largest of the rescaled outputs, q~ = 0. Admitted: lower q~ >= the least that reached alpha on calibration rows.
         """  # fmt: skip
         p, named, q, d, _ = self.raw(states, logits)

@@ -1,0 +1,98 @@
+"""Do concept directions and concept classifiers invert each other (A W = I), and at which site?
+
+    python probes/identity.py                                    # the embedded model
+    python probes/identity.py --model MODEL --data pairs.jsonl
+
+`pairs.jsonl`: one object a line with `concept`, `base` and `target`, two texts that differ in the concept only. The
+test of "I Predict Therefore I Am" (arXiv 2503.08980), with the pairs of every concept halved between directions and
+classifiers, and with labels shuffled within pairs beside it. The theorem speaks of the state that feeds the unembedding
+(`final_norm`); the blocks before it are shown for comparison. A second run on the same folder runs no model.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import torch
+import typer
+
+import latentlens as ll
+from latentlens import organism
+from latentlens.methods.identity_test import identity_test
+from latentlens.views.terminal import print_table
+
+
+def swaps(n: int, seed: int) -> dict[str, tuple[list, list]]:
+    """Prompts of the embedded world in which one name is swapped for another: no name is in two concepts."""
+    pairs = {}
+    for family in ("truth", "arithmetic"):
+        texts = [t for t in organism.texts(family, n, seed) if t.group and t.group in t.prompt()[-1]["content"]]
+        names = sorted({t.group for t in texts if t.group})
+        for old, new in zip(names[0:8:2], names[1:8:2]):
+            pair = ([], [])
+            for t in texts:
+                for side, name in zip(pair, (old, new)):
+                    said = t.prompt()[-1]["content"].replace(t.group or "", name)
+                    side.append([*t.prompt()[:-1], {"role": "user", "content": said}])
+            different = {json.dumps(p): i for i, p in enumerate(zip(*pair))}  # swapped texts may have become equal
+            pairs[f"{old} > {new}"] = tuple([side[i] for i in sorted(different.values())] for side in pair)
+    return pairs
+
+
+def from_file(path: str) -> dict[str, tuple[list, list]]:
+    pairs: dict[str, tuple[list, list]] = {}
+    with open(path) as file:
+        for d in map(json.loads, file):
+            base, target = pairs.setdefault(d["concept"], ([], []))
+            base.append(d["base"])
+            target.append(d["target"])
+    return pairs
+
+
+def main(
+    model: Annotated[str, typer.Option(help="hub id or folder; the embedded model by default")] = "",
+    data: Annotated[str, typer.Option(help="pairs.jsonl; swapped names of the embedded world by default")] = "",
+    n: int = 300,
+    halvings: int = 10,
+    seed: int = 0,
+    folder: Annotated[Path, typer.Option(help="cache and report")] = Path("identity"),
+) -> None:
+    """Test every site and write the page."""
+    torch.set_num_threads(1)
+    lm = ll.load(model or None, cache=ll.ActivationCache(folder / "cache"))
+    pairs = from_file(data) if data else swaps(n, seed)
+    flat = [text for sides in pairs.values() for side in sides for text in side]
+    acts = lm.activations(flat, sites=["resid_pre[0]", "resid_post[*]", "final_norm"], where="last")
+    found = {}
+    for site in acts.sites:
+        states = iter(acts[site].float().split([len(s) for sides in pairs.values() for s in sides]))
+        # The embedding of the last token is the same in both texts of most pairs: there is nothing to test.
+        at = {name: (next(states), next(states)) for name in pairs}
+        if all(float((b - a).abs().max()) > 1e-6 for a, b in at.values()):
+            found[str(site)] = identity_test(at, halvings=halvings, seed=seed)
+    table = pd.DataFrame(
+        {"site": s, "gap": t.gap, "gap, shuffled": t.gap_shuffled, "top-1": t.top1, "top-1, shuffled": t.top1_shuffled}
+        for s, t in found.items()
+    )
+    shown = table.map(lambda v: v.short if isinstance(v, ll.Estimate) else v)
+    sizes = ", ".join(f"{name} ({len(a)})" for name, (a, _) in pairs.items())
+    print_table("A W = I?", list(shown), shown.values.tolist(), note=f"{halvings} halvings; pairs: {sizes}")
+    last = list(found)[-1]
+    matrix = found[last].to_frame().round(2).rename_axis("direction \\ classifier").reset_index()
+    print_table(f"M at {last}, rows divided by their diagonal", list(matrix), matrix.values.tolist())
+    page = ll.report(
+        folder / "identity.html",
+        title="Identity test",
+        question="Do the directions of concepts and their classifiers invert each other?",
+        highlights={f"gap at {last}": found[last].gap, "the same, shuffled": found[last].gap_shuffled},
+        sections=[ll.Section("By site", [table]), ll.Section(f"M at {last}", [matrix])],
+        manifest={"model": repr(lm), "pairs": sizes, "seed": seed, "forwards": acts.about["forwards"]},
+    )
+    print(f"{last}: {found[last]}; {acts.about['forwards']} forward passes; page: {page}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
