@@ -293,3 +293,13 @@ def test_a_sparse_probe_keeps_k_latents_and_an_unknown_method_is_refused():
     assert all(np.count_nonzero(p.weights) == 3 for p in sweep)
     with pytest.raises(BadInput, match="allowed are logistic"):
         probe.fit(acts, labels, groups=groups, method="svm")
+
+
+@pytest.mark.slow
+def test_intervals_cover_chance_at_their_rate_over_200_seeds():
+    covered = []
+    for seed in range(200):
+        acts, labels, groups, _ = planted(strengths=(0.0,), seed=seed)
+        sweep = probe.fit(acts, labels, groups=groups, C=0.01, seed=seed, n_bootstrap=300, n_controls=1)
+        covered.append(sweep.best().auroc.covers(0.5))
+    assert 0.93 <= np.mean(covered) <= 0.97, np.mean(covered)

@@ -117,3 +117,40 @@ def test_the_head_admits_what_it_gets_right_and_rejects_what_is_far():
         fit_sdm(*train, cal[0], cal[1], np.zeros(600))
     with pytest.raises(BadInput, match="alpha"):
         fit_sdm(*train, *cal, alpha=0.3)
+
+
+def test_the_cosine_table_of_directions():
+    from latentlens.values.direction_table import cosines
+    from latentlens.values.directions import Direction
+
+    a, b = (Direction(torch.tensor(v), "resid_post[0]") for v in ([1.0, 0.0], [0.6, 0.8]))
+    frame = cosines({"a": a, "b": b})
+    np.testing.assert_allclose(frame.values, [[1, 0.6], [0.6, 1]], atol=1e-6)
+    assert frame.attrs["random sd"] == pytest.approx(2**-0.5)
+    with pytest.raises(BadInput, match="no directions"):
+        cosines({})
+
+
+def test_many_aurocs_at_once_are_the_single_ones():
+    from latentlens.maths.statistics import auroc, auroc_rows
+
+    rng = np.random.default_rng(0)
+    scores, labels = rng.integers(0, 5, size=(6, 30)), rng.random((6, 30)) < 0.4
+    np.testing.assert_allclose(auroc_rows(scores, labels), [auroc(s, y) for s, y in zip(scores, labels)])
+    assert np.isnan(auroc_rows(scores[:1], np.ones(30, bool))).all()
+
+
+def test_permutations_keep_labels_as_clustered_as_they_were():
+    from latentlens.maths.grouped_splits import permuted
+
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(20), 3)
+    whole = (np.arange(20) % 2 == 0)[group]
+    drawn = permuted(whole, group, rng)
+    assert all(len(set(drawn[group == g])) == 1 for g in range(20))
+    assert drawn.sum() == whole.sum()
+    assert not np.array_equal(drawn, whole)
+    mixed = whole.copy()
+    mixed[0] = False
+    counts = lambda y: sorted(np.bincount(group, weights=y).tolist())
+    assert counts(permuted(mixed, group, rng)) == counts(mixed)
