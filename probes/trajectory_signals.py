@@ -106,6 +106,8 @@ def main(
     how = {"max_new_tokens": tokens, "temperature": temperature, "folder": folder}
     for arm in ("steps", "traces") if model is None else ("cot",):
         prompts, asked, end, said = problems(model, arm, data, config, n, seed)
+        # At temperature 1 the embedded model's steps are hardly ever wrong.
+        how["temperature"] = temperature * (1.5 if arm == "steps" else 1.0)
         runs = write(lm, prompts, asked, end, said, range(samples), counts, **how)
         paths, signals = measure(lm, runs, size, counts)
         y, q = runs["right"].to_numpy(), runs["question"].to_numpy()

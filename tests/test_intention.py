@@ -113,6 +113,14 @@ def test_the_curve_averages_each_step_over_the_texts_that_reach_it():
         intention.entropy_curve(acts, groups=[0, 1])
 
 
+def test_groups_of_the_curve_belong_to_texts_by_their_number():
+    """Texts 1, 3 and 5 have rows; with groups read off by position they would seem to be two groups only."""
+    acts = Activations(
+        {Site("logits"): torch.zeros(3, 2)}, {"text": np.array([1, 3, 5]), "position": np.array([4, 4, 4])}
+    )
+    assert intention.entropy_curve(acts, groups=["a", "a", "b", "b", "c", "c"]).by_step[0].n == 3
+
+
 # -- dimension (T2) -------------------------------------------------------------------------------
 
 

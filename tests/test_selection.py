@@ -104,6 +104,22 @@ def test_the_threshold_by_brute_force():
     assert threshold(s, y, q, answers=a) == pytest.approx(np.mean(taus[best]))
 
 
+def test_the_threshold_used_on_a_test_question_is_that_of_the_others():
+    data = samples(n=60, strength=1.0, seed=5)
+    found = select(**data, n_splits=1, n_controls=0, seed=9, **QUICK)
+    order = np.random.default_rng(9).permutation(60)
+    fit = np.isin(data["questions"], order[:18])
+    tau = threshold(*(data[k][fit] for k in ("score", "correct", "questions")), answers=data["answers"][fit])
+    assert found.thresholds == (tau,)
+    hits = []
+    for one in order[18:]:
+        rows = np.flatnonzero(data["questions"] == one)
+        passed = [i for i in rows if data["score"][i] >= tau]
+        said = data["answers"][rows].tolist()
+        hits.append(data["correct"][passed[0]] if passed else max(dict.fromkeys(said), key=said.count) == 0)
+    assert found["first accepted, else vote"].accuracy.value == pytest.approx(np.mean(hits))
+
+
 def test_calibration_questions_are_not_tested():
     data = samples(n=100, strength=0.0)
     found = select(**data, n_splits=1, calibration=0.3, **QUICK)
