@@ -36,7 +36,8 @@ Counts = dict[str, int]
 def problems(model: str | None, arm: str, data: str, config: str | None, n: int, seed: int):
     """Prompts, questions, the words that end the reasoning, and how to read an answer."""
     if model is None:
-        drawn = [t for t in organism.texts("arithmetic", 3 * n, seed, split="open") if (t.difficulty or 0) >= 3][:n]
+        counts = (5,) if arm == "traces" else (3, 4, 5, 6)  # hurried texts always have five steps
+        drawn = [t for t in organism.texts("arithmetic", 20 * n, seed, split="open") if t.difficulty in counts][:n]
         ask = [t.prompt()[-1]["content"] + INSTRUCTIONS[arm] for t in drawn]
         chats = [[{"role": "user", "content": words}] for words in ask]
         return chats, [Question(w, str(t.answer)) for w, t in zip(ask, drawn)], " The answer", parsed_answer

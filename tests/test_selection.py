@@ -75,6 +75,15 @@ def test_the_two_majority_votes_differ():
     assert select(**{**data, "answers": None}, vote="half", **QUICK)["majority vote"].accuracy.value == 0
 
 
+def test_no_answer_wins_no_vote():
+    n = 8
+    found = select(
+        np.zeros(5 * n), np.tile([0, 0, 0, 1, 0], n), np.repeat(np.arange(n), 5), tokens=np.ones(5 * n),
+        answers=[None, None, None, "7", "7"] * n, **QUICK,
+    )  # fmt: skip
+    assert found["majority vote"].accuracy.value == 1
+
+
 def test_the_threshold_is_taken_from_wrong_samples():
     data = samples(n=60, strength=6)
     score, right = data["score"], data["correct"]
