@@ -100,11 +100,16 @@ def path() -> None:
 
 
 @organism_app.command()
-def evaluate() -> None:
-    """Measure every planted effect with n and interval. Exit code 1 when one is missing."""
+def evaluate(
+    folder: Annotated[Path | None, typer.Option(help="Folder of the model; the embedded one if left out.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Measure this family; may be repeated.")] = None,
+    card: Annotated[bool, typer.Option("--card", help="Put the table into the folder's model card.")] = False,
+) -> None:
+    """Measure every planted effect with n and interval (eight minutes). Exit code 1 when one is missing."""
     from latentlens.organism.evaluate import main as run
 
-    raise typer.Exit(run())
+    given = [*(["--folder", str(folder)] if folder else []), *(["--only", *only] if only else [])]
+    raise typer.Exit(run([*given, *(["--card"] if card else [])]))
 
 
 @organism_app.command()
@@ -112,9 +117,11 @@ def train(
     output: Annotated[Path, typer.Argument(help="Folder for the trained model.")],
     seed: Annotated[int, typer.Option(help="Seed of corpus, weights and order.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; another number rounds differently.")] = 1,
-    checkpoints: Annotated[Path | None, typer.Option(help="Folder to resume from; OUTPUT-run if left out.")] = None,
+    work: Annotated[Path | None, typer.Option(help="Folder to resume from; OUTPUT-run if left out.")] = None,
+    checkpoints: Annotated[int, typer.Option(help="Keep so many moments of the run as models of their own.")] = 0,
 ) -> None:
-    """Train the embedded model from scratch, as it was made: about half an hour on one core. Resumes when rerun."""
+    """Train the embedded model from scratch: about an hour on one core. The same command resumes."""
     from latentlens.organism.train import train as run
 
-    run(output, seed=seed, threads=threads, work=checkpoints or output.with_name(f"{output.name}-run"))
+    at = work or output.with_name(f"{output.name}-run")
+    run(output, seed=seed, threads=threads, work=at, checkpoints=checkpoints)

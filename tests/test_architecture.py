@@ -28,7 +28,7 @@ FLOORS = {
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
 # module -> the files that may import it, and never at the top
 ADAPTED = {
-    "transformers": {"access/loading.py", "organism/train.py", "organism/tokenizer.py", "organism/evaluate.py"},
+    "transformers": {"access/loading.py", "organism/train.py", "organism/tokenizer.py"},
     "transformer_lens": {"access/transformer_lens.py"},
     "gguf": {"access/formats/gguf.py"},
     "sae_lens": {"access/sae.py", "access/sae_training.py"},

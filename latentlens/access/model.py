@@ -421,6 +421,6 @@ class LensModel:
 
 def _organism_texts() -> list[Any]:
     """Chats of the embedded model's own kind: it knows no other words."""
-    from latentlens.organism.corpus import texts
+    from latentlens.organism.corpus import FAMILIES, texts
 
-    return [text.messages() for family in ("topics", "arithmetic", "truth") for text in texts(family, 24, 0)]
+    return [text.messages() or text.text for family in FAMILIES for text in texts(family, 12, 0)]
