@@ -35,12 +35,19 @@ if TYPE_CHECKING:
     from latentlens.methods import calibrate as calibrate
     from latentlens.methods import latents as latents
     from latentlens.methods import probe as probe
+    from latentlens.methods.class_probe import fit_classes as fit_classes
+    from latentlens.methods.contrast_probe import fit_contrast as fit_contrast
     from latentlens.methods.dose import dose_response as dose_response
+    from latentlens.methods.identity_test import identity_test as identity_test
+    from latentlens.methods.probe_report import probe_report as probe_report
+    from latentlens.methods.sdm import fit_sdm as fit_sdm
+    from latentlens.methods.token_probe import fit_tokens as fit_tokens
     from latentlens.values.activations import Activations as Activations
     from latentlens.values.calibration import DoseResponse as DoseResponse
     from latentlens.values.calibration import KlBudget as KlBudget
     from latentlens.values.calibration import ScoreThreshold as ScoreThreshold
     from latentlens.values.codes import Codes as Codes
+    from latentlens.values.direction_table import cosines as cosines
     from latentlens.values.directions import Direction as Direction
     from latentlens.values.gates import Condition as Condition
     from latentlens.values.gates import Gate as Gate
@@ -55,6 +62,7 @@ if TYPE_CHECKING:
     from latentlens.values.operations import Scale as Scale
     from latentlens.values.plan_files import load_plan as load_plan
     from latentlens.values.plan_files import save_plan as save_plan
+    from latentlens.values.probe_report import ProbeReport as ProbeReport
     from latentlens.values.replacements import AddAt as AddAt
     from latentlens.values.replacements import Patch as Patch
     from latentlens.values.results import Arm as Arm
@@ -135,6 +143,14 @@ _LAZY = {
     "preflight": ("latentlens.access.preflight", "preflight"),
     "train_sae": ("latentlens.access.sae_training", "train_sae"),
     "latents": ("latentlens.methods.latents", None),
+    "probe_report": ("latentlens.methods.probe_report", "probe_report"),
+    "ProbeReport": ("latentlens.values.probe_report", "ProbeReport"),
+    "fit_contrast": ("latentlens.methods.contrast_probe", "fit_contrast"),
+    "fit_tokens": ("latentlens.methods.token_probe", "fit_tokens"),
+    "fit_classes": ("latentlens.methods.class_probe", "fit_classes"),
+    "identity_test": ("latentlens.methods.identity_test", "identity_test"),
+    "fit_sdm": ("latentlens.methods.sdm", "fit_sdm"),
+    "cosines": ("latentlens.values.direction_table", "cosines"),
     "errors": ("latentlens.errors", None),
     "organism": ("latentlens.organism", None),
     "plots": ("latentlens.views.figures", None),
