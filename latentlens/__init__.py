@@ -32,9 +32,15 @@ if TYPE_CHECKING:
     from latentlens.access.sae import load_sae as load_sae
     from latentlens.access.sae_training import train_sae as train_sae
     from latentlens.access.sweep import sweep as sweep
+    from latentlens.methods import answers as answers
     from latentlens.methods import calibrate as calibrate
+    from latentlens.methods import intention as intention
     from latentlens.methods import latents as latents
     from latentlens.methods import probe as probe
+    from latentlens.methods import recoverability as recoverability
+    from latentlens.methods import selection as selection
+    from latentlens.methods import signal_quality as signal_quality
+    from latentlens.methods import trajectory as trajectory
     from latentlens.methods.class_probe import fit_classes as fit_classes
     from latentlens.methods.contrast_probe import fit_contrast as fit_contrast
     from latentlens.methods.dose import dose_response as dose_response
@@ -42,6 +48,7 @@ if TYPE_CHECKING:
     from latentlens.methods.probe_report import probe_report as probe_report
     from latentlens.methods.sdm import fit_sdm as fit_sdm
     from latentlens.methods.token_probe import fit_tokens as fit_tokens
+    from latentlens.values import questions as questions
     from latentlens.values.activations import Activations as Activations
     from latentlens.values.calibration import DoseResponse as DoseResponse
     from latentlens.values.calibration import KlBudget as KlBudget
@@ -151,6 +158,13 @@ _LAZY = {
     "identity_test": ("latentlens.methods.identity_test", "identity_test"),
     "fit_sdm": ("latentlens.methods.sdm", "fit_sdm"),
     "cosines": ("latentlens.values.direction_table", "cosines"),
+    "answers": ("latentlens.methods.answers", None),
+    "intention": ("latentlens.methods.intention", None),
+    "questions": ("latentlens.values.questions", None),
+    "recoverability": ("latentlens.methods.recoverability", None),
+    "selection": ("latentlens.methods.selection", None),
+    "signal_quality": ("latentlens.methods.signal_quality", None),
+    "trajectory": ("latentlens.methods.trajectory", None),
     "errors": ("latentlens.errors", None),
     "organism": ("latentlens.organism", None),
     "plots": ("latentlens.views.figures", None),
