@@ -191,6 +191,20 @@ def test_a_pipeline_is_steered():
     assert steered.strip() == ours.text.strip()
 
 
+def test_a_decoder_whose_forward_another_tool_has_replaced_is_followed():
+    model = copy.deepcopy(build("GPT-2"))  # calls its decoder with token ids by position
+    lm = ll.load(model, cache=False)
+    plan, expected = (
+        ll.Add(direction(0), 4.0, where="last"),
+        lm.logits(ROWS[:1], steer=ll.Add(direction(0), 4.0, where="last")),
+    )
+    original = model.transformer.forward
+    model.transformer.forward = lambda *args, **kwargs: original(*args, **kwargs)
+    with torch.no_grad(), lm.steer(plan):
+        logits = model(torch.tensor([ROWS[0]])).logits[:, -1]
+    torch.testing.assert_close(logits, expected, atol=2e-5, rtol=1e-4)
+
+
 def test_gates_decide_per_row_in_other_peoples_forwards(lm):
     read = direction(4, "resid_post[0]")
     scores = lm.activations(ROWS, sites="resid_post[0]", where="prompt", pool="mean")["resid_post[0]"]

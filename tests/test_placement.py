@@ -18,7 +18,11 @@ def direction(seed, site="resid_post[1]", d=D):
     return ll.Direction(torch.randn(d, generator=torch.Generator().manual_seed(seed)), site)
 
 
-PLANS = [[ll.Add(direction(0), 4.0)], None, [ll.Reflect(direction(1)), ll.Clamp(direction(2), low=1.0, where="response")]]
+PLANS = [
+    [ll.Add(direction(0), 4.0)],
+    None,
+    [ll.Reflect(direction(1)), ll.Clamp(direction(2), low=1.0, where="response")],
+]
 
 
 def offloaded(kind, folder):

@@ -75,7 +75,7 @@ def hooked(calls: Sequence[tuple[Tap, Callback]], shape: tuple[int, int] | None 
 def watched(module: nn.Module, see: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """Show `see` the arguments of every forward of a module, by name, while the `with` lasts."""
     plan = object()
-    names = list(inspect.signature(module.forward).parameters)
+    names = list(inspect.signature(type(module).forward).parameters)[1:]  # other tools replace the instance's
     refuse_compiled([module])
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
