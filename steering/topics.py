@@ -1,11 +1,13 @@
 """Does adding a topic's direction change what the embedded model writes about?
 
-    python steering/topics.py [--block 3] [--report topics.html] [--folder runs/topics]
+    python steering/topics.py [--block 4] [--report topics.html] [--folder runs/topics]
 
 The direction of a topic is the mean difference of the states (response tokens) of texts on it and of texts on the
-other topics. Ten prompts ask for one topic each and are steered towards another one; beside every strength stand
-random directions of equal norm, and, as the plain alternative, the prompt that asks for the other topic in words. An
-answer counts when most of its sentences are on the topic that it was steered to; sentences are judged by their words.
+other topics. Prompts ask for one topic and are steered towards another one while the first three tokens of the answer
+are predicted; beside every strength stand random directions of equal norm, and, as the plain alternative, the prompt
+that asks for the other topic in words. An answer counts when its first sentence is well formed and on the topic that it
+was steered to. Fluency is the likelihood of the answers under the unsteered model: steered all along (--steps 0), the
+same direction yields topic words without grammar, at nine nats a token. Block and steps were chosen on other draws.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from latentlens.organism.judges import sentences, topic_of
 from latentlens.views.figures import steering_effect
 from latentlens.views.terminal import print_table
 
-STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5)  # median norms of the states at the block
+STRENGTHS = (0.5, 0.75, 1.0, 1.5, 2.0)  # median norms of the states at the block
 SEEDS, DRAWS, TEMPERATURE, LENGTH = range(4), 3, 0.7, 48
 
 
@@ -43,13 +45,15 @@ def directions(lm: ll.LensModel, block: int) -> dict[str, ll.Direction]:
     return {t: ll.Direction(states[mine].mean(0) - states[~mine].mean(0), site, t) for t, mine in on.items()}
 
 
-def written_about(text: str, topic: str) -> bool:
-    found = [topic_of(sentence) for sentence in sentences(text)]
-    return sum(one == topic for one in found) * 2 > len(found)
+def begins_with(text: str, topic: str) -> bool:
+    """Whether the first sentence is on the topic, and a sentence: a capital, four to nine words, a full stop."""
+    first = (sentences(text) or [""])[0]
+    return topic_of(first) == topic and first[:1].isupper() and first.endswith(".") and 4 <= len(first.split()) <= 9
 
 
 def main(
-    block: Annotated[int, typer.Option(help="where the direction is read and added")] = 3,
+    block: Annotated[int, typer.Option(help="where the direction is read and added")] = 4,
+    steps: Annotated[int, typer.Option(help="steer while so many tokens are predicted; 0: all of them")] = 3,
     report: Annotated[Path, typer.Option(help="page to write")] = Path("topics.html"),
     folder: Annotated[Path | None, typer.Option(help="keep finished rows here, and resume from them")] = None,
 ) -> None:
@@ -57,13 +61,13 @@ def main(
     lm = ll.load()
     vectors = directions(lm, block)
     prompts = [(topic, TOPICS[(i + 3) % len(TOPICS)], form) for i, topic in enumerate(TOPICS) for form in ASKED]
-    where = "last_prompt+response"  # every position that predicts a token of the answer
+    when = {"where": "last_prompt+response", "schedule": ll.Schedule(stop=steps) if steps else None}
     plans: dict[str, object] = {"no edit": None}
     for c in STRENGTHS:
-        plans[f"direction {c}"] = [[ll.Add(vectors[to], c, unit="norm", where=where)] for _, to, _ in prompts]
+        plans[f"direction {c}"] = [[ll.Add(vectors[to], c, unit="norm", **when)] for _, to, _ in prompts]
         for draw in range(DRAWS):
             random = [vectors[to].random_like(draw) for _, to, _ in prompts]
-            plans[f"random {c} {draw}"] = [[ll.Add(v, c, unit="norm", where=where)] for v in random]
+            plans[f"random {c} {draw}"] = [[ll.Add(v, c, unit="norm", **when)] for v in random]
     how = {"max_new_tokens": LENGTH, "temperature": TEMPERATURE, "folder": folder}
     found = pd.concat(
         [
@@ -73,36 +77,52 @@ def main(
         ignore_index=True,
     )
     found["target"] = [prompts[i][1] for i in found["prompt_index"]]
-    found["outcome"] = [written_about(text, t) for text, t in zip(found["text"], found["target"], strict=True)]
+    asked = [
+        chat(to if plan == "prompt" else topic, form)
+        for plan, i in zip(found["plan"], found["prompt_index"])
+        for topic, to, form in [prompts[i]]
+    ]
+    found["nll"] = ll.unsteered_nll(
+        lm, [row.continued(tuple(ids)) for row, ids in zip(lm.tokens(asked), found["generated"])]
+    )
+    found["outcome"] = [begins_with(text, t) for text, t in zip(found["text"], found["target"], strict=True)]
     arms = []
     for label, group in found.groupby("plan", sort=False):
         kind, *numbers = (label, 0, 0) if label in ("no edit", "prompt") else label.split()
         coeff, draw = float(numbers[0]), int(numbers[1]) if len(numbers) > 1 else 0
         arms.append(ll.Arm.of(kind, group["outcome"], coeff, draw))
-    effect = ll.SteeringEffect(tuple(arms), "answers on the topic steered to", f"median norm at resid_post[{block}]")
+    effect = ll.SteeringEffect(
+        tuple(arms), "first sentences on the topic steered to", f"median norm at resid_post[{block}]"
+    )
     table = []
     for c in STRENGTHS:
         shares = [", ".join(arm.share.short for arm in effect.of(kind, c)) for kind in ("direction", "random")]
-        table.append([f"{c:+g}", *shares, effect.against("random", c).short])
-    head = ["strength", "direction", f"{DRAWS} random directions", "difference"]
+        nll = [
+            f"{found[found.plan.str.startswith(f'{kind} {c}')]['nll'].mean():.2f}" for kind in ("direction", "random")
+        ]
+        table.append([f"{c:+g}", *shares, effect.against("random", c).short, " / ".join(nll)])
+    head = ["strength", "direction", f"{DRAWS} random directions", "difference", "nats a token, direction / random"]
     plain, prompt = (effect.of(kind)[0].share.short for kind in ("no edit", "prompt"))
-    note = f"n = {effect.arms[0].n} answers an arm; no edit {plain}, asked in words {prompt}; 95% intervals"
-    print_table(f"share of answers on the topic steered to, block {block}", head, table, note=note)
+    fluent = found[found.plan == "no edit"]["nll"].mean()
+    note = f"n = {effect.arms[0].n} an arm; no edit {plain} ({fluent:.2f} nats), asked in words {prompt}; intervals 95%"
+    print_table(
+        f"share of answers whose first sentence is on the topic steered to, block {block}", head, table, note=note
+    )
     ll.report(
         report,
         title="Steering topics",
         question="Does adding a topic's direction change what the model writes about?",
-        highlights={f"difference to random at {c:+g}": effect.against("random", c) for c in (0.5, 1.0)},
+        highlights={f"difference to random at {c:+g}": effect.against("random", c) for c in (1.0, 1.5)},
         sections=[
             ll.Section(
                 "Share of answers", [steering_effect(effect), ll.Captioned(pd.DataFrame(table, columns=head), note)]
             ),
             ll.Section(
                 "Some answers",
-                [found[found.plan == "direction 0.75"][["prompt", "target", "text", "outcome"]].head(12)],
+                [found[found.plan == "direction 1.0"][["prompt", "target", "text", "outcome", "nll"]].head(12)],
             ),
         ],
-        manifest={"model": repr(lm), "block": block, "seeds": list(SEEDS), "temperature": TEMPERATURE},
+        manifest={"model": repr(lm), "block": block, "steps": steps, "seeds": list(SEEDS), "temperature": TEMPERATURE},
     )
     print(f"report: {report}")
 

@@ -21,6 +21,7 @@ from latentlens.access.forward import gather, read
 from latentlens.access.steering import own_forward
 from latentlens.errors import BadInput
 from latentlens.values.rollouts import Rollout, Rollouts
+from latentlens.values.rows import TokenRow
 from latentlens.values.sites import Site
 
 if TYPE_CHECKING:
@@ -69,8 +70,10 @@ def per_token_kl(
     return ask
 
 
-def unsteered_nll(lm: LensModel, runs: Sequence[Rollout]) -> np.ndarray:
+def unsteered_nll(lm: LensModel, runs: Sequence[Rollout | TokenRow]) -> np.ndarray:
     """Mean negative log likelihood of each rollout's generated tokens under the model without edits, nats per token.
+
+    Rows with a generated part (`lm.tokens(prompt)[0].continued(ids)`) are taken as well.
 
         nll = -1/n sum_t log p_unsteered(y_t | x, y_<t)
 
@@ -79,17 +82,17 @@ def unsteered_nll(lm: LensModel, runs: Sequence[Rollout]) -> np.ndarray:
     Returns: (n_rollouts,), float64.
     Raises: BadInput: a rollout without generated tokens.
     """
-    empty = [i for i, run in enumerate(runs) if not run.generated]
+    rows = [run if isinstance(run, TokenRow) else run.full_row for run in runs]
+    empty = [i for i, row in enumerate(rows) if row.n_prompt == len(row)]
     if empty:
         raise BadInput(f"rollout {empty[0]} has no generated token: it has no likelihood")
-    rows = [run.full_row for run in runs]
     found = np.zeros(len(rows))
 
     def score(part: Sequence[int]) -> None:
         mine = [rows[i].cut(slice(0, len(rows[i]) - 1)) for i in part]
         at = [range(rows[i].n_prompt - 1, len(rows[i]) - 1) for i in part]
         logits = read(lm.layout, mine, [_LOGITS], lambda width: gather(width, [[p] for p in at], pooled=False))[_LOGITS]
-        targets = torch.tensor([token for i in part for token in runs[i].generated], device=logits.device)
+        targets = torch.tensor([token for i in part for token in rows[i].ids[rows[i].n_prompt :]], device=logits.device)
         nll = -logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0].double().cpu()
         found[list(part)] = [float(values.mean()) for values in torch.split(nll, [len(p) for p in at])]
 
