@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -95,6 +97,12 @@ def test_steering_effect_draws_each_random_draw_beside_the_direction():
     assert {"no edit", "asked in the prompt"} <= {t.name for t in figure.data}
     assert "n = 40 rollouts" in figure.layout.title.subtitle.text
     assert "median residual norm" in figure.layout.xaxis.title.text
+
+
+def test_importing_the_figures_does_not_load_plotly():
+    code = "import sys, latentlens as ll; ll.plots.by_layer; print('plotly' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_labels_do_not_become_markup():
