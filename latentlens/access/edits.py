@@ -7,9 +7,9 @@ whole batch, each with the numbers of its own row. The work on the hot path does
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ class Edits:
     """
 
     def __init__(self, layout: Layout, plans: Sequence[Plan], rows: Sequence[TokenRow]) -> None:
-        self.layout, self.plans = layout, plans
+        self.layout = layout
         slots: dict[tuple[Site, int, Hashable], list[Intervention | None]] = {}
         for row, plan in enumerate(plans):
             placed: dict[Site, int] = {}
@@ -48,6 +48,11 @@ class Edits:
         self.readers = _readers(plans, rows)
         ordered = sorted(slots.items(), key=lambda one: (one[0][0].depth, one[0][1]))
         self.lanes = [Lane(key[0], items, rows, self.readers) for key, items in ordered]
+        readers = [(reader.site, reader.look) for reader in self.readers.values()]
+        self._placed: list[tuple[Site, Callback]] = [*readers, *((lane.site, lane.apply) for lane in self.lanes)]
+        self._at: dict[Site, list[Callback]] = {}
+        for site, call in self._placed:
+            self._at.setdefault(site, []).append(call)
 
     @property
     def reads_special(self) -> bool:
@@ -68,22 +73,17 @@ class Edits:
 
     def calls(self) -> list[tuple[Tap, Callback]]:
         """Callbacks for `hooked`, in order: conditions are read before the edits at their site."""
-        return [(self.layout.tap(site), call) for site, call in self._placed()]
+        return [(self.layout.tap(site), call) for site, call in self._placed]
 
     def at(self, site: Site) -> list[Callback]:
         """Callbacks at one site, in order."""
-        return [call for tapped, call in self._placed() if tapped == site]
+        return self._at.get(site, [])
 
-    def _placed(self) -> list[tuple[Site, Callback]]:
-        readers = [(reader.site, reader.look) for reader in self.readers.values()]
-        return [*readers, *((lane.site, lane.apply) for lane in self.lanes)]
-
-    def acted(self) -> dict[Intervention, int]:
+    def acted(self) -> Counter[Intervention]:
         """How many states of all rows each intervention was applied to so far (gates counted as open)."""
-        counts: dict[Intervention, int] = {}
+        counts: Counter[Intervention] = Counter()
         for lane in self.lanes:
-            for item, n in zip(lane.items, lane.fired.tolist(), strict=True):
-                counts[item] = counts.get(item, 0) + n
+            counts.update(dict(zip(lane.items, lane.fired.tolist(), strict=True)))  # keeps zeros, unlike +
         return counts
 
 
@@ -120,7 +120,7 @@ class Lane:
         self._schedule_of = np.array([-1 if item is None else place[item.schedule] for item in of_row])
         self._factors = _FactorTable(self.schedules)
         self.edit = type(self.items[0]).stacked(self.items)
-        self.gates = [readers[condition] for condition in getattr(self.items[0], "conditions", ())]
+        self.gates = [readers[condition] for condition in self.items[0].conditions]
         self.fired = np.zeros(len(self.items), dtype=np.int64)
         self.record: list[_Change] | None = None
         self._now: _Selected | None = None
@@ -256,7 +256,7 @@ class _Reader:
         if condition.latched:
             for i, row in enumerate(rows):
                 if has[i]:
-                    self._expected[i] = steered_prompt(condition.where, row.cut(slice(0, row.n_prompt))).sum()
+                    self._expected[i] = steered_prompt(condition.where, row.prompt).sum()
                     if not self._expected[i]:
                         raise WhereNotValid(
                             f"the condition of a gate reads where={condition.where}: nothing in prompt {i}"
@@ -310,15 +310,10 @@ class _Reader:
 def _readers(plans: Sequence[Plan], rows: Sequence[TokenRow]) -> dict[Condition, _Reader]:
     has: dict[Condition, list[bool]] = {}
     for i, plan in enumerate(plans):
-        for condition in _conditions(plan):
+        for condition in (condition for item in plan for condition in item.conditions):
             has.setdefault(condition, [False] * len(plans))[i] = True
     found = {condition: _Reader(condition, mine, rows) for condition, mine in has.items()}
     return dict(sorted(found.items(), key=lambda one: one[0].site.depth))
-
-
-def _conditions(plan: Iterable[Any]) -> Iterable[Condition]:
-    for item in plan:
-        yield from getattr(item, "conditions", ())
 
 
 def _on(tensor: Tensor | None, states: Tensor) -> Tensor | None:

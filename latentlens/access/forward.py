@@ -86,7 +86,8 @@ def read(
     deepest = max(sites, key=lambda site: site.depth)
     reached = [tuple(item for item in plan if item.site.depth <= deepest.depth) for plan in plans or [()] * len(rows)]
     edits = Edits(layout, reached, rows)
-    edits.announce(Frame.of_rows(rows, width, edits.sentence_ends))
+    if edits.lanes:
+        edits.announce(Frame.of_rows(rows, width, edits.sentence_ends))
     if watch is not None:
         watch(edits)
     found: dict[Site, Tensor] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from latentlens.access.hooks import hooked, require_fired
 from latentlens.access.layout import Layout
 from latentlens.access.recorder import Readings, Recorder
 from latentlens.access.sampling import choose, row_key
-from latentlens.access.selector import Frame
+from latentlens.access.selector import Frame, sentence_index
 from latentlens.values.interventions import Intervention, Plan
 from latentlens.values.rollouts import Record
 from latentlens.values.rows import TokenRow
@@ -68,7 +69,7 @@ def generate(
     done: list[tuple[int, ...]] = [()] * len(requests)
     lengths = [len(request.row) + how.max_new_tokens for request in requests]
 
-    acted: dict[Intervention, int] = {}
+    acted: Counter[Intervention] = Counter()
 
     def run(batch: Sequence[int]) -> None:
         texts, readings = _decode_batch(layout, [requests[i] for i in batch], how, advance, record, acted)
@@ -89,7 +90,7 @@ def _decode_batch(
     how: Decoding,
     advance: Callable[[int], Any],
     record: Record | None,
-    acted: dict[Intervention, int],
+    acted: Counter[Intervention],
 ) -> tuple[list[tuple[int, ...]], list[Readings]]:
     rows = [request.row for request in requests]
     edits = Edits(layout, [request.plan for request in requests], rows)
@@ -116,8 +117,7 @@ def _decode_batch(
         if record and record.last_token:  # it has been sampled, and nothing has read it yet
             forward()
     require_fired(fired)
-    for item, n in edits.acted().items():
-        acted[item] = acted.get(item, 0) + n
+    acted.update(edits.acted())
     return state.texts, recorder.readings(state.texts) if recorder else []
 
 
@@ -164,8 +164,7 @@ class _State:
         if special_ids and written.shape[1]:
             special = _from_column(np.isin(written, list(special_ids)), first)
         if ends and written.shape[1]:
-            closes = np.isin(written, list(ends)).astype(np.int64)
-            sentences = _from_column(np.cumsum(closes, axis=1) - closes, first)
+            sentences = _from_column(sentence_index(written, 0, ends), first)
         return Frame(self.live, positions, special, sentences, self.open[self.live])
 
     def forward(self) -> Tensor:

@@ -29,7 +29,7 @@ from latentlens.access.tokens import RowReader, Truncate
 from latentlens.errors import BadInput, CheckFailed, TooLarge, WhereNotValid
 from latentlens.values.activations import Activations
 from latentlens.values.interventions import Plan as Steered
-from latentlens.values.interventions import as_plans
+from latentlens.values.interventions import as_plans, has_plan_per_row
 from latentlens.values.rollouts import Record, Rollouts
 from latentlens.values.rows import TokenRow
 from latentlens.values.sites import Site
@@ -280,8 +280,7 @@ class LensModel:
         Raises: BadInput, SiteNotFound, HookNeverFired, CompiledModel.
         """
         given = plan[0] if len(plan) == 1 else plan
-        per_row = isinstance(given, (list, tuple)) and any(p is None or isinstance(p, (list, tuple)) for p in given)
-        plans = as_plans(given, len(given) if per_row else 1)
+        plans = as_plans(given, len(given) if has_plan_per_row(given) else 1)
         ready = prepare_all(plans, self._ready)
         with steering(
             self.layout,

@@ -62,7 +62,7 @@ def _check(layout: Layout, item: Intervention) -> None:
         )
     layout.tap(item.site)
     check_fit(layout, item)
-    for condition in getattr(item, "conditions", ()):
+    for condition in item.conditions:
         if condition.site.depth > item.site.depth:
             raise BadInput(f"{item!r} acts at {item.site}, before its condition is read at {condition.site}")
 

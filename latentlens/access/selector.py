@@ -46,10 +46,11 @@ class Frame:
         return cls(np.arange(len(rows)), positions, special, sentences)
 
 
-def sentence_index(ids: Sequence[int], n_prompt: int, ends: frozenset[int]) -> np.ndarray:
-    """Index of the generated sentence that each token belongs to; a sentence ends with its last token."""
-    closes = np.array([i >= n_prompt and token in ends for i, token in enumerate(ids)], dtype=np.int64)
-    return np.cumsum(closes) - closes
+def sentence_index(ids: Sequence[int] | np.ndarray, n_prompt: int, ends: frozenset[int]) -> np.ndarray:
+    """Index of the generated sentence that each token belongs to, (..., t); a sentence ends with its last token."""
+    ids = np.asarray(ids, dtype=np.int64)
+    closes = (np.isin(ids, list(ends)) & (np.arange(ids.shape[-1]) >= n_prompt)).astype(np.int64)
+    return np.cumsum(closes, axis=-1) - closes
 
 
 class Selector:
@@ -60,7 +61,7 @@ class Selector:
     """
 
     def __init__(self, wheres: Sequence[Where | None], prompts: Sequence[TokenRow]) -> None:
-        self._wheres, self._prompts = list(wheres), [_prompt(row) for row in prompts]
+        self._wheres, self._prompts = list(wheres), [row.prompt for row in prompts]
         self.n_prompt = np.array([len(row) for row in self._prompts])
         self._always = all(where is not None and where.kind == "all" for where in self._wheres)
         self.reads_special = any("content" in str(where) for where in self._wheres if where is not None)
@@ -104,7 +105,3 @@ class Selector:
             if self.reads_special:
                 self._special[i, :n] = self._table[i, :n]
                 self._special[i, n:] = continued(where, prompt, after, np.ones(len(after), dtype=bool))
-
-
-def _prompt(row: TokenRow) -> TokenRow:
-    return row if row.n_prompt == len(row) else row.cut(slice(0, row.n_prompt))

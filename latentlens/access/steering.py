@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -66,7 +67,7 @@ def steering(
     Raises: BadInput: a forward whose positions cannot be told. HookNeverFired: an edit never acted.
     """
     follower = _Follower(layout, plans, special_ids, prompt_width)
-    sites = {c.site for plan in plans for item in plan for c in (item, *getattr(item, "conditions", ()))}
+    sites = {c.site for plan in plans for item in plan for c in (item, *item.conditions)}
     calls = [(layout.tap(site), follower.edit_at(site)) for site in sorted(sites, key=lambda site: site.depth)]
     token = _IN_FORCE.set((*_IN_FORCE.get(), (layout.model, plans)))
     try:
@@ -93,15 +94,14 @@ class _Follower:
         self._width = 0  # columns of the prompt
         self._known = np.zeros((0, 0), dtype=bool)  # which of them hold a token
         self._rows = np.zeros(0, dtype=np.int64)
-        bare = [(item.where.kind, item.schedule.constant, hasattr(item, "conditions")) for p in plans for item in p]
+        bare = [(item.where.kind, item.schedule.constant, bool(item.conditions)) for p in plans for item in p]
         self._boundary_matters = any(about != ("all", True, False) for about in bare)
-        self._acted = {item: 0 for plan in plans for item in plan}
+        self._acted = Counter({item: 0 for plan in plans for item in plan})
 
-    def acted(self) -> dict[Any, int]:
+    def acted(self) -> Counter[Any]:
         """How many states each intervention was applied to."""
-        counts = dict(self._acted)
-        for item, n in (self._edits.acted() if self._edits else {}).items():
-            counts[item] += n
+        counts = self._acted.copy()
+        counts.update(self._edits.acted() if self._edits else {})
         return counts
 
     def edit_at(self, site: Site) -> Callback:
@@ -151,7 +151,7 @@ class _Follower:
         if ends:
             if past:
                 raise BadInput("a schedule per sentence needs lm.generate, or use_cache=False: beams may swap the rows")
-            sentences = np.stack([sentence_index(row, self._width, ends) for row in ids.tolist()])
+            sentences = sentence_index(ids.numpy(), self._width, ends)
         self._edits.announce(Frame(self._rows, positions, special, sentences))
 
     def _continues(self, ids: Tensor) -> bool:

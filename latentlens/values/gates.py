@@ -96,14 +96,14 @@ class Gate(Intervention):
             object.__setattr__(self, name, getattr(inner, name))
 
     @property
-    def conditions(self) -> tuple[Condition, ...]:
+    def conditions(self) -> tuple[Condition, ...]:  # type: ignore[override]
         """All conditions, the outermost first."""
-        return (self.condition, *getattr(self.inner, "conditions", ()))
+        return (self.condition, *self.inner.conditions)
 
     @property
     def bare(self) -> Intervention:
         """What acts when all conditions hold."""
-        return getattr(self.inner, "bare", self.inner)
+        return self.inner.bare
 
     @property
     def lane(self) -> Any:

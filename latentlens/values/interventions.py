@@ -76,6 +76,7 @@ class Intervention(Described):
     schedule: Any = ALWAYS
 
     positional = False  # whether `formula` takes `order` as well
+    conditions: ClassVar[Any] = ()  # of a gate: all of them must hold
 
     def __post_init__(self) -> None:
         """Read site, where and schedule."""
@@ -136,6 +137,11 @@ class Intervention(Described):
     def frames(self) -> set[str]:
         """Frames of the directions in it."""
         return {d.frame for d in self._directions()}
+
+    @property
+    def bare(self) -> Intervention:
+        """What acts once all conditions hold."""
+        return self
 
     def _directions(self) -> list[Direction]:
         found: list[Direction] = []
@@ -233,12 +239,16 @@ def as_plans(steer: Any, n_rows: int) -> list[Plan]:
 
     Raises: BadInput: something is no intervention, or there are not as many plans as rows.
     """
-    per_row = isinstance(steer, (list, tuple)) and any(one is None or isinstance(one, (list, tuple)) for one in steer)
-    if not per_row:
+    if not has_plan_per_row(steer):
         return [as_plan(steer)] * n_rows
     if len(steer) != n_rows:
         raise BadInput(f"steer= has {len(steer)} plans for {n_rows} rows: give one plan, or one for each row")
     return [as_plan(one) for one in steer]
+
+
+def has_plan_per_row(steer: Any) -> bool:
+    """Whether it is a list with one plan per row: it holds None or lists, not interventions only."""
+    return isinstance(steer, (list, tuple)) and any(one is None or isinstance(one, (list, tuple)) for one in steer)
 
 
 def plan_fingerprint(plan: Sequence[Intervention]) -> str:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from latentlens.errors import BadInput
+from latentlens.values.arguments import known_unit
 from latentlens.values.codes import latent_index
 from latentlens.values.interventions import Edit, Intervention, Unit
 from latentlens.values.sae import SAE
@@ -63,8 +64,7 @@ class EditLatents(Intervention):
             raise BadInput(
                 "EditLatents without a latent does nothing: give add={7: 4.0}, clamp={7: 0.0}, low= or high="
             )
-        if self.unit not in ("raw", "norm"):
-            raise BadInput(f"unit={self.unit!r}: allowed are 'raw' and 'norm' (median norms of the states at the site)")
+        known_unit(self.unit)
         if self.unit == "norm" and self.sae.normalisation != "none":
             raise BadInput(f"{self.sae} rescales its inputs, so its latents have no fixed length: use unit='raw'")
         for latent in self.clamp.keys() & (self.low.keys() | self.high.keys()):

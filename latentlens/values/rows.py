@@ -47,6 +47,11 @@ class TokenRow:
         n_prompt = sum(i < self.n_prompt for i in range(len(self))[keep])
         return TokenRow(self.ids[keep], n_prompt, self.role[keep], self.turn[keep], self.special[keep], self.text)
 
+    @property
+    def prompt(self) -> TokenRow:
+        """The row without what was generated."""
+        return self if self.n_prompt == len(self) else self.cut(slice(0, self.n_prompt))
+
     def __len__(self) -> int:
         return len(self.ids)
 

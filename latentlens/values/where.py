@@ -185,7 +185,7 @@ def steered_positions(where: Where, row: TokenRow) -> tuple[int, ...]:
     positions stay where they were. So a cached decode and a recomputation of the same row edit the same tokens.
     """
     n = row.n_prompt
-    inside = np.flatnonzero(steered_prompt(where, row if n == len(row) else row.cut(slice(0, n))))
+    inside = np.flatnonzero(steered_prompt(where, row.prompt))
     after = np.arange(n, len(row))
     chosen = continued(where, row, after, np.array(row.special[n:], dtype=bool))
     return (*inside.tolist(), *after[chosen].tolist())
