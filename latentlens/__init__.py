@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from latentlens.methods.token_probe import fit_tokens as fit_tokens
     from latentlens.values import questions as questions
     from latentlens.values.activations import Activations as Activations
+    from latentlens.values.adaptive import AdaptiveAdd as AdaptiveAdd
+    from latentlens.values.adaptive import ShortfallAdd as ShortfallAdd
     from latentlens.values.calibration import DoseResponse as DoseResponse
     from latentlens.values.calibration import KlBudget as KlBudget
     from latentlens.values.calibration import ScoreThreshold as ScoreThreshold
@@ -106,6 +108,7 @@ _LAZY = {
     "ProbeSweep": ("latentlens.values.results", "ProbeSweep"),
     "Section": ("latentlens.views.report", "Section"),
     "SteeringEffect": ("latentlens.values.results", "SteeringEffect"),
+    "AdaptiveAdd": ("latentlens.values.adaptive", "AdaptiveAdd"),
     "Add": ("latentlens.values.operations", "Add"),
     "AddAt": ("latentlens.values.replacements", "AddAt"),
     "Affine": ("latentlens.values.operations", "Affine"),
@@ -118,6 +121,7 @@ _LAZY = {
     "RelativeAdd": ("latentlens.values.operations", "RelativeAdd"),
     "Rotate": ("latentlens.values.rotations", "Rotate"),
     "Scale": ("latentlens.values.operations", "Scale"),
+    "ShortfallAdd": ("latentlens.values.adaptive", "ShortfallAdd"),
     "Slerp": ("latentlens.values.rotations", "Slerp"),
     "Condition": ("latentlens.values.gates", "Condition"),
     "Gate": ("latentlens.values.gates", "Gate"),

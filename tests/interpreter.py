@@ -85,6 +85,10 @@ class Interpreter:
                 if not chosen:
                     return None
                 edited = item.edit(states[chosen])
+                if item.reads is not None:  # it decides once, on the mean of these positions of the prompt
+                    at = list(steered_positions(item.reads, row.prompt))
+                    seen = states[at].float().mean(0, keepdim=True).expand(len(chosen), -1)
+                    edited = type(item).stacked([item])(states[chosen].float(), None, None, seen)
                 for k, p in enumerate(chosen):
                     step = max(p - row.n_prompt + 1, 0)
                     g = factor(item.schedule, step, sentence_of(row, p, item.schedule.ends))

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from latentlens.access.hooks import Callback, Tap
+from latentlens.access.latch import Latch
 from latentlens.access.layout import Layout
 from latentlens.access.selector import Frame, Selector
-from latentlens.errors import BadInput, HookNeverFired, WhereNotValid
+from latentlens.errors import HookNeverFired
 from latentlens.values.gates import Condition
 from latentlens.values.interventions import Intervention, Plan
 from latentlens.values.rows import TokenRow
 from latentlens.values.schedules import Schedule
 from latentlens.values.sites import Site
-from latentlens.values.where import steered_prompt
 
 
 class Edits:
@@ -121,6 +121,11 @@ class Lane:
         self._factors = _FactorTable(self.schedules)
         self.edit = type(self.items[0]).stacked(self.items)
         self.gates = [readers[condition] for condition in self.items[0].conditions]
+        self._latch = None  # of edits that decide once per row
+        if self.items[0].reads is not None:
+            reads = [None if item is None else item.reads for item in of_row]
+            self._latch = Latch(reads, rows, type(self.items[0].bare).__name__)
+        self._seen: Tensor | None = None  # what they decide on, (all rows, d)
         self.fired = np.zeros(len(self.items), dtype=np.int64)
         self.record: list[_Change] | None = None
         self._now: _Selected | None = None
@@ -128,6 +133,8 @@ class Lane:
 
     def announce(self, frame: Frame, device: torch.device) -> None:
         """Work out which states the next forward's edit takes, with which numbers."""
+        if self._latch is not None:
+            self._latch.announce(frame, device)
         mask = self.selector.mask(frame)
         factor = None
         if not self._factors.constant:
@@ -149,7 +156,7 @@ class Lane:
         scale = None
         if factor is not None and not (factor.ravel()[chosen] == 1).all():
             scale = torch.from_numpy(factor.ravel()[chosen]).to(device)[:, None]
-        rows = torch.from_numpy(frame.rows[batch_row]).to(device) if self.gates else None
+        rows = torch.from_numpy(frame.rows[batch_row]).to(device) if self.gates or self._latch else None
         flat = None if everything else torch.from_numpy(chosen).to(device)
         repeats = everything and mask.shape[1] == 1 and not positional and scale is None
         self._now = _Selected(flat, which, order, scale, rows, repeats, frame, chosen)
@@ -162,13 +169,18 @@ class Lane:
 
     def apply(self, states: Tensor) -> Tensor | None:
         """The states with the selected ones edited: float32 inside, one cast at the end."""
-        now = self._now
+        now, flat = self._now, states.reshape(-1, states.shape[-1])
+        if self._latch is not None:
+            self._keep(self._latch.means(flat))
         if now is None:
             return None
-        flat = states.reshape(-1, states.shape[-1])
         index = None if now.flat is None else now.flat.to(states.device)
         old = (flat if index is None else flat.index_select(0, index)).float()
-        new = self.edit(old, _on(now.which, states), _on(now.order, states))
+        which, order = _on(now.which, states), _on(now.order, states)
+        if self._seen is None or now.rows is None:
+            new = self.edit(old, which, order)
+        else:
+            new = self.edit(old, which, order, self._seen[now.rows.to(self._seen.device)])
         if now.scale is not None:
             scale = now.scale.to(states.device)
             new = torch.where(scale == 1, new, old + scale * (new - old))
@@ -180,6 +192,14 @@ class Lane:
         if index is None:
             return new.reshape(states.shape)
         return flat.index_copy(0, index, new).reshape(states.shape)
+
+    def _keep(self, read: tuple[Tensor, Tensor] | None) -> None:
+        if read is None or self._latch is None:
+            return
+        rows, means = read
+        if self._seen is None:
+            self._seen = torch.zeros(len(self._latch), means.shape[-1], device=means.device)
+        self._seen[rows] = means
 
 
 @dataclass(frozen=True)
@@ -250,52 +270,27 @@ class _Reader:
 
     def __init__(self, condition: Condition, has: Sequence[bool], rows: Sequence[TokenRow]) -> None:
         self.condition, self.site = condition, condition.site
-        where = [condition.where if mine else None for mine in has]
-        self.selector = Selector(where, rows)
-        self._expected = np.zeros(len(rows), dtype=np.int64)
-        if condition.latched:
-            for i, row in enumerate(rows):
-                if has[i]:
-                    self._expected[i] = steered_prompt(condition.where, row.prompt).sum()
-                    if not self._expected[i]:
-                        raise WhereNotValid(
-                            f"the condition of a gate reads where={condition.where}: nothing in prompt {i}"
-                        )
+        where = [condition.where if mine and condition.latched else None for mine in has]
+        self._latch = Latch(where, rows, "the condition of a gate")
+        self.selector = self._latch.selector
         self._decision: Tensor | None = None  # latched: (all rows,)
         self._tokens: Tensor | None = None  # per token: (b * t,) of the running forward
-        self._index: tuple[Tensor, Tensor, Tensor] | None = None
 
     def announce(self, frame: Frame, device: torch.device) -> None:
         """Find the positions to read in the next forward."""
-        self._index = None
-        if not self.condition.latched:
-            return
-        mask = self.selector.mask(frame) & (frame.positions < self.selector.n_prompt[frame.rows][:, None])
-        found = mask.sum(1)
-        if not found.any():
-            return
-        reading = found > 0
-        if (found[reading] != self._expected[frame.rows][reading]).any():
-            raise BadInput("a gate that decides once per row needs its whole prompt in one forward: no prefill chunks")
-        flat = np.flatnonzero(mask)
-        segment = (np.cumsum(reading) - 1)[flat // mask.shape[1]]
-        arrays = (flat, segment, frame.rows[reading])
-        a, b, c = (torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)
-        self._index = (a, b, c)
-        if self._decision is None:
-            self._decision = torch.zeros(len(self._expected), dtype=torch.bool, device=device)
+        if self.condition.latched:
+            self._latch.announce(frame, device)
 
     def look(self, states: Tensor) -> None:
         """Decide."""
         flat = states.reshape(-1, states.shape[-1])
         if not self.condition.latched:
             self._tokens = self.condition.holds(flat)
-        elif self._index is not None and self._decision is not None:
-            index, segment, rows = (t.to(states.device) for t in self._index)
-            total = torch.zeros(len(rows), flat.shape[-1], dtype=torch.float32, device=states.device)
-            total.index_add_(0, segment, flat.index_select(0, index).float())
-            mean = total / torch.bincount(segment, minlength=len(rows))[:, None]
-            self._decision[rows.to(self._decision.device)] = self.condition.holds(mean).to(self._decision.device)
+        elif (read := self._latch.means(flat)) is not None:
+            rows, means = read
+            if self._decision is None:
+                self._decision = torch.zeros(len(self._latch), dtype=torch.bool, device=flat.device)
+            self._decision[rows] = self.condition.holds(means)
 
     def open(self, now: _Selected, device: torch.device) -> Tensor:
         """(n,) bool: whether the gate is open for each selected state."""

@@ -94,7 +94,11 @@ class _Follower:
         self._width = 0  # columns of the prompt
         self._known = np.zeros((0, 0), dtype=bool)  # which of them hold a token
         self._rows = np.zeros(0, dtype=np.int64)
-        bare = [(item.where.kind, item.schedule.constant, bool(item.conditions)) for p in plans for item in p]
+        bare = [
+            (item.where.kind, item.schedule.constant, bool(item.conditions) or item.reads is not None)
+            for p in plans
+            for item in p
+        ]
         self._boundary_matters = any(about != ("all", True, False) for about in bare)
         self._acted = Counter({item: 0 for plan in plans for item in plan})
 

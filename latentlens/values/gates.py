@@ -116,6 +116,11 @@ class Gate(Intervention):
         return self.inner.positional
 
     @property
+    def reads(self) -> Any:  # type: ignore[override]
+        """As the inner intervention."""
+        return self.inner.reads
+
+    @property
     def width(self) -> int | None:
         """Width of the inner intervention."""
         return self.inner.width

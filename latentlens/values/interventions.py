@@ -29,8 +29,9 @@ from latentlens.values.where import Where
 Unit = Literal["raw", "norm"]
 
 #: states (n, d) float32; which: the intervention of each state (n,), None when there is one only; order: how many
-#: selected positions of its row came before each state (n,), given to positional operations only.
-Edit = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+#: selected positions of its row came before each state (n,), given to positional operations only; and, only to
+#: operations that decide once per row, the mean state (n, d) of the positions that they read.
+Edit = Callable[..., Tensor]
 
 
 class Described:
@@ -77,6 +78,7 @@ class Intervention(Described):
 
     positional = False  # whether `formula` takes `order` as well
     conditions: ClassVar[Any] = ()  # of a gate: all of them must hold
+    reads = None  # the positions of the prompt on which it decides once per row, as a Where; None: it does not
 
     def __post_init__(self) -> None:
         """Read site, where and schedule."""
@@ -170,7 +172,9 @@ class _Stacked:
     items: Sequence[Intervention]
     _on: dict[torch.device, dict[str, Tensor]] = field(default_factory=dict)
 
-    def __call__(self, states: Tensor, which: Tensor | None, order: Tensor | None) -> Tensor:
+    def __call__(
+        self, states: Tensor, which: Tensor | None, order: Tensor | None, seen: Tensor | None = None
+    ) -> Tensor:
         if states.device not in self._on:
             given = [item.tensors() for item in self.items]
             one = {name: torch.stack([tensors[name] for tensors in given]) for name in given[0]}
@@ -179,6 +183,8 @@ class _Stacked:
         tensors = {name: t[0] if which is None else t[which] for name, t in stacked.items()}
         if self.kind.positional and order is not None:
             return self.kind.formula(states, order=order, **tensors)
+        if seen is not None:
+            return self.kind.formula(states, seen=seen, **tensors)
         return self.kind.formula(states, **tensors)
 
 

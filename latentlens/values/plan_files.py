@@ -45,6 +45,7 @@ def load_plan(path: str | Path, *, saes: Sequence[Any] = ()) -> Plan:
     """
     from safetensors import SafetensorError, safe_open
 
+    import latentlens.values.adaptive
     import latentlens.values.gates
     import latentlens.values.latents
     import latentlens.values.operations
