@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import sqlite3
 import time
 import warnings
@@ -10,17 +9,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from latentlens.access.cache_index import Index, ShardRow
 from latentlens.access.cache_keys import plain, row_id
 from latentlens.access.shards import Shard, path_of
 from latentlens.errors import CacheCorrupt, CacheVersion
+from latentlens.values.markup import Shown, table
 
 _STALE_SECONDS = 3600.0  # a commit in progress owns files that no row names yet, but not for an hour
 
 
 @dataclass(frozen=True)
-class CacheStats:
+class CacheStats(Shown):
     """What a cache holds.
 
     entries: stored selections; sequences: distinct rows of token ids in their contexts; bytes: of the shards.
@@ -42,12 +43,11 @@ class CacheStats:
     def __str__(self) -> str:
         return "\n".join(f"{name:<10} {value}" for name, value in self._lines())
 
-    def _repr_html_(self) -> str:
-        cells = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-            for name, value in self._lines()
-        )
-        return f"<table><caption>Activation cache</caption>{cells}</table>"
+    def _html_head(self) -> str:
+        return "Activation cache"
+
+    def _html_parts(self) -> tuple[Any, ...]:
+        return (table([{"what": name, "found": value} for name, value in self._lines()], None),)
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         yield "folder", self.folder
@@ -61,7 +61,7 @@ class CacheStats:
 
 
 @dataclass(frozen=True)
-class VerifyReport:
+class VerifyReport(Shown):
     """What an audit found.
 
     damaged: (shard, reason) of every shard whose bytes are not those written; missing: shards named by the

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from latentlens.access.forward import gather, read
 from latentlens.access.generate import Decoding, Request, generate
 from latentlens.access.hooks import Tap, hooked
+from latentlens.values.markup import Shown, table
 from latentlens.values.rows import TokenRow
 from latentlens.values.sites import Site
 
@@ -41,7 +41,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class CheckReport:
+class CheckReport(Shown):
     """The findings of `lm.check()`; true when all passed."""
 
     model: str
@@ -69,13 +69,18 @@ class CheckReport:
 
     __repr__ = __str__
 
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{'&#10003;' if f.passed else '&#10007;'}</td><td style='text-align:left'>{escape(f.name)}</td>"
-            f"<td>{f.value:.2e}</td><td>{f.allowed:.0e}</td><td style='text-align:left'>{escape(f.note)}</td></tr>"
+    def _html_parts(self) -> tuple[Any, ...]:
+        shown = [
+            {
+                "": f.passed,
+                "comparison": f.name,
+                "found": f"{f.value:.2e}",
+                "allowed": f"{f.allowed:.0e}",
+                "note": f.note,
+            }
             for f in self.findings
-        )
-        return f"<div><code>check of {escape(self.model)}</code><table>{rows}</table></div>"
+        ]
+        return (table(shown, None),)
 
 
 def check(lm: LensModel, texts: Sequence[str] | None = None) -> CheckReport:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,7 @@ from latentlens.errors import BadInput, CheckFailed, TooLarge, WhereNotValid
 from latentlens.values.activations import Activations
 from latentlens.values.interventions import Plan as Steered
 from latentlens.values.interventions import as_plans, has_plan_per_row
+from latentlens.values.markup import Shown, table
 from latentlens.values.rollouts import Record, Rollouts
 from latentlens.values.rows import TokenRow
 from latentlens.values.sites import Site
@@ -103,7 +103,7 @@ def load(
     return lm
 
 
-class LensModel:
+class LensModel(Shown):
     """A Hugging Face causal language model with a lens on it. Made by `ll.load`.
 
     Attributes:
@@ -409,13 +409,8 @@ class LensModel:
         kind = type(self.model).__name__
         return f"LensModel({self.name}: {kind}, {', '.join(about)}; blocks at {layout.blocks_path})"
 
-    def _repr_html_(self) -> str:
-        sites = "".join(
-            f"<tr><td>{escape(point)}</td><td style='text-align:left'><code>{escape(module)}</code></td></tr>"
-            for point, module in self.layout.table()
-        )
-        head = "<tr><th>site</th><th>module</th></tr>"
-        return f"<div><code>{escape(repr(self))}</code><table>{head}{sites}</table></div>"
+    def _html_parts(self) -> tuple[Any, ...]:
+        return (table([{"site": point, "module": module} for point, module in self.layout.table()], None),)
 
 
 def _organism_texts() -> list[Any]:

@@ -6,13 +6,13 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from latentlens.errors import SAEMismatch, SiteNotFound
+from latentlens.values.markup import Shown, table
 from latentlens.values.rows import TokenRow
 from latentlens.values.sae import SAE
 from latentlens.values.sites import Site
@@ -42,7 +42,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Preflight:
+class Preflight(Shown):
     """What `preflight` found; true when nothing failed.
 
     explained: 1 - sum |x - xhat|^2 / sum |x - mean(x)|^2 over tokens (1 - FVU). l0: active latents per token.
@@ -84,14 +84,8 @@ class Preflight:
 
     __repr__ = __str__
 
-    def _repr_html_(self) -> str:
-        signs = {"ok": "&#10003;", "warn": "!", "FAIL": "&#10007;"}
-        rows = "".join(
-            f"<tr><td>{signs[f.verdict]}</td><td>{escape(f.name)}</td>"
-            f"<td style='text-align:left'>{escape(f.note)}</td></tr>"
-            for f in self.findings
-        )
-        return f"<div><code>{escape(str(self).splitlines()[0])}</code><table>{rows}</table></div>"
+    def _html_parts(self) -> tuple[Any, ...]:
+        return (table([{"": f.verdict, "what": f.name, "note": f.note} for f in self.findings], None),)
 
 
 def preflight(lm: LensModel, sae: SAE, texts: Any = None, *, site: Any = None, strict: bool = True) -> Preflight:

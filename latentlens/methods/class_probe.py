@@ -22,6 +22,7 @@ from latentlens.maths.statistics import auroc_rows, cluster_bootstrap
 from latentlens.values.activations import Activations
 from latentlens.values.directions import Direction, as_site
 from latentlens.values.labelled_rows import classes_of, finite_rows, group_codes
+from latentlens.values.markup import Shown
 from latentlens.values.results import Estimate
 from latentlens.values.sites import Site
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class ClassProbe:
+class ClassProbe(Shown):
     """One readout a class. accuracy: of the highest score; auroc: mean over classes against the rest; shuffled:
     accuracy after refitting on permuted labels, mean and spread over draws; majority: share of the largest class;
     confusion: (true, named) counts. All on held-out groups.

@@ -19,11 +19,12 @@ from torch import Tensor
 from latentlens.errors import BadInput, NonFiniteActivations, TooFewExamples
 from latentlens.maths.statistics import auroc
 from latentlens.values.directions import Direction, as_site
+from latentlens.values.markup import Shown
 from latentlens.values.sites import Site
 
 
 @dataclass(frozen=True, eq=False)
-class ContrastProbe:
+class ContrastProbe(Shown):
     """What CCS found: direction in raw coordinates, the mean of each side, intercept, loss of every restart."""
 
     direction: Direction

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from latentlens.errors import BadInput, TooFewExamples
 from latentlens.maths import readouts
+from latentlens.values.markup import Shown
 from latentlens.values.results import Estimate
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class IdentityTest:
+class IdentityTest(Shown):
     """Over random halvings of the pairs (n counts them; ends are quantiles of the halvings).
 
     matrix: (K, K), mean of the scaled M. gap: mean diagonal minus mean |off-diagonal| of the unscaled M (cosines),

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentlens.errors import BadInput, TooFewExamples
+from latentlens.values.markup import Shown
 
 _MOST = 1000  # neighbours looked at
 
@@ -62,7 +63,7 @@ def dkw_half_width(n: int, alpha: float = 0.95) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class SdmReading:
+class SdmReading(Shown):
     """For each row: probabilities (n, C), class predicted, similarity, distance share, lower q, admitted or not."""
 
     probabilities: Tensor

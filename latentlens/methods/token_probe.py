@@ -19,6 +19,7 @@ from latentlens.errors import BadInput, NonFiniteActivations
 from latentlens.values.activations import Activations
 from latentlens.values.directions import Direction, as_site
 from latentlens.values.labelled_rows import binary_labels
+from latentlens.values.markup import Shown
 from latentlens.values.sites import Site
 
 
@@ -31,7 +32,7 @@ def attend(x: Tensor, mask: Tensor, q: Tensor, v: Tensor, slope: Tensor, b: Tens
 
 
 @dataclass(frozen=True, eq=False)
-class TokenProbe:
+class TokenProbe(Shown):
     """An attention probe in raw coordinates. direction: what is read, summed over heads."""
 
     direction: Direction

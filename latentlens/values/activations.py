@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from latentlens.errors import BadInput, SiteNotFound
+from latentlens.values.markup import Shown, table
 from latentlens.values.sites import Site, block_indices, parse
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ LABELS = ("text", "position", "stop", "token_id", "token", "role", "turn", "gene
 
 
 @dataclass(frozen=True, eq=False)
-class Activations:
+class Activations(Shown):
     """What a model held at some sites, for some tokens of some texts.
 
     values: per site a tensor (n_rows, d); heads (`z`) are (n_rows, n_heads, d_head).
@@ -159,6 +159,9 @@ class Activations:
             f"{str(first.dtype).removeprefix('torch.')}, {size / 2**20:.1f} MiB)"
         )
 
-    def _repr_html_(self) -> str:
-        head = self.to_frame().head(8).to_html(index=False, escape=True, border=0)
-        return f"<div><code>{escape(repr(self))}</code>{head}</div>"
+    def _html_parts(self) -> tuple[Any, ...]:
+        frame = self.to_frame()
+        if self.values and len(self):
+            site = self.sites[-1]
+            frame[f"|{site}|"] = self.values[site].float().flatten(1).norm(dim=-1).tolist()
+        return (table(frame, 8),)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
+from latentlens.values.markup import Shown
 from latentlens.values.results import Estimate
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ End = Literal["", "low", "high"]
 
 
 @dataclass(frozen=True)
-class KlBudget:
+class KlBudget(Shown):
     """A strength, and the KL that it spends.
 
     coeff: the strength to use, in the unit of the caller. Of the strengths tried, the one whose KL came nearest
@@ -70,7 +70,7 @@ class KlBudget:
 
 
 @dataclass(frozen=True)
-class ScoreThreshold:
+class ScoreThreshold(Shown):
     """A strength at which the mean score falls to the target, by probabilistic bisection.
 
     coeff: posterior median, an entry of the grid. low, high: ends of the central posterior interval of `level`
@@ -116,7 +116,7 @@ _UNASKED = {"low": "below every strength asked", "high": "above every strength a
 
 
 @dataclass(frozen=True)
-class DoseResponse:
+class DoseResponse(Shown):
     """Means over items at each strength, with intervals that resample items, and a line through the small ones.
 
     Every interval is pointwise: over many strengths some will miss the truth.
@@ -181,7 +181,3 @@ class DoseResponse:
             f"DoseResponse({len(self.strengths)} strengths up to {self.strengths[-1]:g}, valid up to "
             f"{self.valid_up_to:g}; {line}, {fails}; n={self.effect[0].n})"
         )
-
-    def _repr_html_(self) -> str:
-        frame = self.to_frame().round(4)
-        return f"<div><code>{escape(repr(self))}</code>{frame.to_html(index=False, border=0)}</div>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 
 from latentlens.errors import BadInput
+from latentlens.values.markup import Shown, table
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Codes:
+class Codes(Shown):
     """What an SAE says of some rows: row i holds `indices[offsets[i]:offsets[i + 1]]` with the `values` there.
 
     indices: latents that fire, (n_active,) int32. values: how strongly, (n_active,). offsets: (n_rows + 1,).
@@ -118,6 +120,17 @@ class Codes:
     def __repr__(self) -> str:
         name = f" of {self.about['name']}" if self.about.get("name") else ""
         return f"Codes({len(self)} rows, {self.d_sae} latents{name}, {self.l0:.1f} active per row)"
+
+    def _html_parts(self) -> tuple[Any, ...]:
+        first = self.rows(np.arange(min(len(self), 8)))
+        rows = []
+        for i, (start, stop) in enumerate(pairwise(first.offsets.tolist())):
+            found = sorted(zip(first.values[start:stop].tolist(), first.indices[start:stop].tolist()), reverse=True)
+            named = {name: first.labels[name][i] for name in ("text", "position", "token") if name in first.labels}
+            rows.append(
+                {**named, "active": stop - start, "strongest": ", ".join(f"{j}: {v:.2f}" for v, j in found[:5])}
+            )
+        return (table(rows, None),)
 
 
 def latent_index(latents: Any, d_sae: int) -> Tensor:

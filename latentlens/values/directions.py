@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from latentlens.errors import BadInput, CacheVersion, UnsafeFile
+from latentlens.values.markup import Shown, facts
 from latentlens.values.sites import Site, block_indices, parse
 
 _SCHEMA = 1
@@ -21,7 +22,7 @@ _FRAMES = ("raw", "centred")
 
 
 @dataclass(frozen=True, eq=False)
-class Direction:
+class Direction(Shown):
     """A vector at a site, with its frame.
 
     vector: (d,), kept in float32. site: where it lives, `Site("resid_post", 3)` or `"resid_post[3]"`.
@@ -116,6 +117,9 @@ class Direction:
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""
         return f"Direction({name}{self.site}, d={self.vector.numel()}, norm={self.norm:.3g}, {self.frame})"
+
+    def _html_parts(self) -> tuple[Any, ...]:
+        return (facts({**self.source, "fingerprint": self.fingerprint[:16]}),)
 
     def save(self, path: str | Path) -> Path:
         """Write `.safetensors` with the description in its JSON header; no pickle."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from latentlens.values.interventions import Intervention
+from latentlens.values.markup import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +27,7 @@ class EditCount:
 
 
 @dataclass(frozen=True, eq=False)
-class EditEffect:
+class EditEffect(Shown):
     """Per rollout and intervention how often it fired and how much it moved; per token the KL to the unsteered model.
 
     kl: per rollout, KL(steered || unsteered) in nats of the distribution that each generated token was drawn from.
@@ -83,9 +84,6 @@ class EditEffect:
             f"EditEffect({len(self.kl)} rollouts, {len(tokens)} tokens: KL to unsteered p95 {p95:.3g} nats, "
             f"median |delta|/|h| {size:.3g}, {silent} of {len(self.edits)} edits never fired)"
         )
-
-    def _repr_html_(self) -> str:
-        return self.to_frame().to_html(float_format=lambda x: f"{x:.3g}")
 
 
 def _median(values: Sequence[float]) -> float:

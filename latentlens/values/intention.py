@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latentlens.errors import BadInput
+from latentlens.values.markup import Shown
 from latentlens.values.results import Estimate
 from latentlens.values.sites import Site
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class OptionEntropy:
+class OptionEntropy(Shown):
     """Entropy over answer options, per row.
 
     entropy: (n,) of the renormalised options. bound: log of their number, the largest it can be.
@@ -52,7 +53,7 @@ class OptionEntropy:
 
 
 @dataclass(frozen=True, eq=False)
-class EntropyCurve:
+class EntropyCurve(Shown):
     """Mean entropy at each step: 0 is the distribution of the first generated token.
 
     steps: (s,). by_step: one Estimate a step, n counting the texts that are that long; the interval resamples groups.
@@ -76,9 +77,6 @@ class EntropyCurve:
         first, last = self.by_step[0], self.by_step[-1]
         return f"EntropyCurve({len(self.steps)} steps, {self.unit}: {first.short} at first, {last.short} at last)"
 
-    def _repr_html_(self) -> str:
-        return self.to_frame().to_html(index=False, border=0, float_format="%.3f")
-
 
 @dataclass(frozen=True)
 class LayerDimension:
@@ -95,7 +93,7 @@ class LayerDimension:
 
 
 @dataclass(frozen=True, eq=False)
-class Dimensionality:
+class Dimensionality(Shown):
     """Effective dimension at every site, and the three numbers that have been called "global".
 
     layers: in the order of the activations. n, d: points and width; no dimension exceeds min(n - 1, d).
@@ -156,12 +154,9 @@ class Dimensionality:
             f"by variance, median k90 {self.median_k90:g}, k90 within items {self.item_k90:.2f})"
         )
 
-    def _repr_html_(self) -> str:
-        return self.to_frame().to_html(index=False, border=0, float_format="%.3f")
-
 
 @dataclass(frozen=True)
-class Recoverability:
+class Recoverability(Shown):
     """Whether a state says if the answer will be right.
 
     auroc: held out. Its interval resamples groups of fixed predictions and so leaves out the variance of training.
@@ -225,7 +220,7 @@ class Recoverability:
 
 
 @dataclass(frozen=True, eq=False)
-class Transfer:
+class Transfer(Shown):
     """AUROC of a probe trained in one regime (row) and tested in another (column), items held out in both.
 
     cells: (trained, tested) -> Estimate; NaN where a side has one class. The diagonal is the probe at home.
@@ -260,12 +255,9 @@ class Transfer:
     def __repr__(self) -> str:
         return f"Transfer({', '.join(self.regimes)})\n{self.table().to_string(index=False)}"
 
-    def _repr_html_(self) -> str:
-        return self.table().to_html(index=False, border=0)
-
 
 @dataclass(frozen=True)
-class Contrast:
+class Contrast(Shown):
     """One metric in two regimes on the same items.
 
     difference: mean of (second - first), paired. auroc: chance that a value of the second regime exceeds one of the

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from latentlens.errors import BadInput
 from latentlens.values.directions import Direction
+from latentlens.values.markup import Shown, facts
 from latentlens.values.schedules import ALWAYS, Schedule
 from latentlens.values.sites import Site
 from latentlens.values.where import Where
@@ -62,7 +63,7 @@ class Described:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Intervention(Described):
+class Intervention(Described, Shown):
     """An operation at a site, at selected positions, on a schedule.
 
     site: where in the model; by default the site of the direction. A spelling ("resid_post[4]", -1,
@@ -159,6 +160,10 @@ class Intervention(Described):
         own += [f"at {self.site}", str(self.where)]
         own += [] if self.schedule.constant else [str(self.schedule)]
         return f"{type(self).__name__}({', '.join(own)})"
+
+    def _html_parts(self) -> tuple[Any, ...]:
+        about = {"site": self.site, "where": self.where, "schedule": self.schedule, "width": self.width}
+        return (facts({**about, "fingerprint": self.fingerprint[:16]}),)
 
 
 _COMMON = {f.name for f in fields(Intervention)}

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from latentlens.errors import BadInput
 from latentlens.maths.statistics import auroc_score_interval
+from latentlens.values.markup import Shown, table, tag, tokens
 from latentlens.values.results import Estimate
 from latentlens.values.visible import visible
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Firing:
+class Firing(Shown):
     """Statistics of every latent over n_rows rows, (d_sae,) each.
 
     rate: share of rows on which it fires. mean: over all rows. active_mean: over the rows on which it fires (NaN if
@@ -76,9 +76,8 @@ class Firing:
     def __repr__(self) -> str:
         return f"Firing({self.d_sae} latents on {self.n_rows} rows: L0 {self.l0:.1f}, {self.dead.mean():.1%} silent)"
 
-    def _repr_html_(self) -> str:
-        table = self.to_frame(self.top(10)).to_html(index=False, escape=True, border=0)
-        return f"<div><code>{escape(repr(self))}</code>{table}</div>"
+    def _html_parts(self) -> tuple[Any, ...]:
+        return (table(self.to_frame(self.top(10))),)
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Examples:
+class Examples(Shown):
     """What a latent fires on most, strongest first; tokens are coloured by how strongly it fires on them."""
 
     latent: int
@@ -143,23 +142,17 @@ class Examples:
 
     __repr__ = __str__
 
-    def _repr_html_(self) -> str:
-        strongest = max((max(e.values) for e in self.items), default=0.0) or 1.0
-        lines = []
-        for e in self.items:
-            tokens = "".join(
-                f"<span title='{value:.3g}' style='background:rgba(250,140,0,{max(value, 0.0) / strongest:.2f});"
-                f"{'font-weight:bold' if i == e.at else ''}'>{escape(visible(token))}</span>"
-                for i, (token, value) in enumerate(zip(e.tokens, e.values, strict=True))
-            )
-            lines.append(
-                f"<tr><td>{e.peak:.3f}</td><td style='text-align:left;white-space:pre-wrap'>{tokens}</td></tr>"
-            )
-        return f"<div><code>{escape(str(self).splitlines()[0])}</code><table>{''.join(lines)}</table></div>"
+    def _html_parts(self) -> tuple[Any, ...]:
+        strongest = max((max(e.values) for e in self.items), default=0.0)
+        shown = [
+            {"fires": e.peak, "context": tag("span", tokens(e.tokens, e.values, largest=strongest, at=e.at))}
+            for e in self.items
+        ]
+        return (table(shown, None),)
 
 
 @dataclass(frozen=True, eq=False)
-class Detectors:
+class Detectors(Shown):
     """How well each latent tells positive rows from negative ones.
 
     auroc: (d_sae,), ties counted one half: a latent that fires on none has 0.5.
@@ -212,13 +205,9 @@ class Detectors:
         chance = f"by chance the best of all reaches {self.null_high:.3f} ({self.n_permutations} permutations)"
         return f"Detectors({len(self.auroc)} latents, {rows}; best {'; '.join(found)}; {chance})"
 
-    def _repr_html_(self) -> str:
-        table = self.to_frame(10).to_html(index=False, escape=True, border=0, float_format=lambda v: f"{v:.3f}")
-        return f"<div><code>{escape(repr(self))}</code>{table}</div>"
-
 
 @dataclass(frozen=True)
-class LogitLens:
+class LogitLens(Shown):
     """Tokens whose logits a unit of each latent raises and lowers most, with the change."""
 
     latents: tuple[int, ...]
@@ -246,13 +235,12 @@ class LogitLens:
 
     __repr__ = __str__
 
-    def _repr_html_(self) -> str:
-        cell = "<td style='text-align:left'>"
-        rows = "".join(
-            f"<tr><td>{latent}</td>{cell}{escape(_listed(up))}</td>{cell}{escape(_listed(down))}</td></tr>"
-            for latent, up, down in zip(self.latents, self.raised, self.lowered, strict=True)
-        )
-        return f"<table><tr><th>latent</th><th>raises</th><th>lowers</th></tr>{rows}</table>"
+    def _html_head(self) -> str:
+        return f"LogitLens({len(self.latents)} latents: tokens that one unit raises and lowers most)"
+
+    def _html_parts(self) -> tuple[Any, ...]:
+        sides = zip(self.latents, self.raised, self.lowered, strict=True)
+        return (table([{"latent": j, "raises": _listed(up), "lowers": _listed(down)} for j, up, down in sides], None),)
 
 
 def _listed(tokens: Sequence[tuple[str, float]]) -> str:

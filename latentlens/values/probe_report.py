@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from latentlens.errors import BadInput
 from latentlens.values.directions import Direction
+from latentlens.values.markup import Html, Shown, note, table, tag
 from latentlens.values.results import Estimate
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ PARTS = {
 
 
 @dataclass(frozen=True, eq=False)
-class ProbeReport:
+class ProbeReport(Shown):
     """A concept probe examined. Made by `latentlens.methods.probe_report.probe_report`.
 
     auroc: of the pooled out-of-fold scores of the whole procedure (site and C chosen inside each fold), with its
@@ -85,10 +85,6 @@ class ProbeReport:
             f"p={self.p:.3g}, {self.direction!r}{missing})"
         )
 
-    def _repr_html_(self) -> str:
-        shown = [f"<div><code>{escape(repr(self))}</code>"]
-        for heading, frame in self.tables().items():
-            cells = frame.map(lambda v: v.short if isinstance(v, Estimate) else v)
-            shown.append(f"<h4>{escape(heading)}</h4>{cells.to_html(index=False, escape=True, border=0)}")
-        shown += [f"<p>{escape(PARTS[part])}: {escape(why)}</p>" for part, why in self.missing.items()]
-        return "".join(shown) + "</div>"
+    def _html_parts(self) -> list[Html]:
+        shown = [part for heading, frame in self.tables().items() for part in (tag("h4", heading), table(frame))]
+        return [*shown, *(note(f"{PARTS[part]}: {why}") for part, why in self.missing.items())]

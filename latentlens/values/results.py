@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from html import escape
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch import Tensor
 from latentlens.errors import BadInput, SiteNotFound, TooFewExamples
 from latentlens.maths.statistics import difference_of_proportions, wilson
 from latentlens.values.directions import Direction, as_site
+from latentlens.values.markup import Shown
 from latentlens.values.sites import Site
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(Shown):
     """One number with its interval.
 
     value: the estimate. low, high: ends of its interval. n: what it was counted over (rows, draws,
@@ -57,9 +57,12 @@ class Estimate:
     def __str__(self) -> str:
         return f"{self.short} ({self.level:.0%}, n={self.n})"
 
+    def _html_head(self) -> str:
+        return str(self)
+
 
 @dataclass(frozen=True, eq=False)
-class SiteProbe:
+class SiteProbe(Shown):
     """A linear probe at one site: logit(x) = weights . x + intercept, x in the model's raw coordinates.
 
     auroc: on held-out groups; n counts rows, the interval resamples groups of this one fitted probe (it
@@ -126,7 +129,7 @@ class SiteProbe:
 
 
 @dataclass(frozen=True, eq=False)
-class ProbeSweep:
+class ProbeSweep(Shown):
     """The same probe at several sites, with one split, one bootstrap and the same controls.
 
     classes: (name of label 0, name of label 1); scores point to label 1.
@@ -234,15 +237,12 @@ class ProbeSweep:
             f"cross-validation on the training side: {self.best()!r})"
         )
 
-    def _repr_html_(self) -> str:
-        return f"<div><code>{escape(repr(self))}</code>{_html(self.table())}</div>"
-
 
 ArmKind = Literal["no edit", "direction", "random", "prompt"]
 
 
 @dataclass(frozen=True)
-class Arm:
+class Arm(Shown):
     """One condition of a steering experiment: the outcome came in k of n rollouts.
 
     kind: "no edit", "direction", "random" (a random direction of equal norm) or "prompt" (asked in words).
@@ -283,7 +283,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class SteeringEffect:
+class SteeringEffect(Shown):
     """How often an outcome came, by arm.
 
     outcome: what was counted, in words. unit: of `coeff`, in words. about: provenance.
@@ -364,13 +364,9 @@ class SteeringEffect:
         shares = "; ".join(f"{_arm_name(a)}: {a.share.short}" for a in self.arms)
         return f"SteeringEffect(share of {self.outcome!r}: {shares})"
 
-    def _repr_html_(self) -> str:
-        return f"<div><code>share of {escape(repr(self.outcome))}</code>{_html(self.table())}</div>"
+    def _html_head(self) -> str:
+        return f"SteeringEffect: share of {self.outcome!r}, coeff in units of the {self.unit}"
 
 
 def _arm_name(arm: Arm) -> str:
     return arm.label + (f" at {arm.coeff:g}" if arm.kind in ("direction", "random") else "")
-
-
-def _html(frame: pd.DataFrame) -> str:
-    return frame.to_html(index=False, escape=True, border=0)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from latentlens.errors import BadInput
 from latentlens.values.interventions import Intervention
+from latentlens.values.markup import Shown, facts, table
 from latentlens.values.rows import TokenRow
 from latentlens.values.where import Where
 
@@ -51,7 +51,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Rollout:
+class Rollout(Shown):
     """One continuation of one prompt.
 
     row: the prompt as the model read it. generated: token ids, the end-of-text token included when it
@@ -74,9 +74,16 @@ class Rollout:
         """Prompt and generated tokens as one row, for capture."""
         return self.row.continued(self.generated)
 
+    def _html_head(self) -> str:
+        return f"Rollout({len(self.generated)} tokens, ended by {self.finish})"
+
+    def _html_parts(self) -> tuple[Any, ...]:
+        how = f"prompt {self.prompt_index}, sample {self.sample}, seed {self.seed}, temperature {self.temperature:g}"
+        return (facts({"prompt": self.prompt, "text": self.text, "steer": list(self.steer) or "no edit", "how": how}),)
+
 
 @dataclass(frozen=True)
-class Rollouts(Sequence[Rollout]):
+class Rollouts(Sequence[Rollout], Shown):
     """Rollouts in the order prompt x sample. `runs.texts`, `runs[3]`, `runs.to_frame()`, `runs.effect()`.
 
     readings: what was recorded while they were written, as Activations labelled by rollout (`text`): "after" and
@@ -140,10 +147,14 @@ class Rollouts(Sequence[Rollout]):
         tokens = sum(len(r.generated) for r in self.items)
         return f"Rollouts({len(self)} of {prompts} prompts, {tokens} tokens generated)"
 
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{r.prompt_index}.{r.sample}</td><td style='text-align:left'>{escape(r.prompt)}</td>"
-            f"<td style='text-align:left'><b>{escape(r.text)}</b></td></tr>"
-            for r in self.items[:12]
-        )
-        return f"<div><code>{escape(repr(self))}</code><table>{rows}</table></div>"
+    def _html_parts(self) -> tuple[Any, ...]:
+        rows = [
+            {
+                "prompt": run.prompt,
+                "sample": run.sample,
+                "text": run.text,
+                "steer": "; ".join(map(repr, run.steer)) or "–",
+            }
+            for run in self.items
+        ]
+        return (table(rows),)

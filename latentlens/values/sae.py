@@ -29,6 +29,7 @@ from latentlens.errors import BadInput
 from latentlens.values.activations import Activations
 from latentlens.values.codes import Codes, latent_index
 from latentlens.values.directions import Direction, as_site
+from latentlens.values.markup import Shown, facts
 from latentlens.values.sites import Site
 
 Kind = Literal["relu", "jumprelu", "topk", "gated"]
@@ -41,7 +42,7 @@ _PER_LATENT = ("b_enc", "threshold", "b_mag", "r_mag")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SAE:
+class SAE(Shown):
     """A sparse autoencoder.
 
     kind: "relu" (SAELens "standard"), "jumprelu" (also what a trained BatchTopK is), "topk" or "gated".
@@ -349,6 +350,9 @@ class SAE:
         model = f" of {self.about['model_name']}" if self.about.get("model_name") else ""
         named = f"{self.name}: " if self.name != self.kind else ""
         return f"SAE({named}{self.kind} at {self.site}{model}, {', '.join(parts)})"
+
+    def _html_parts(self) -> tuple[Any, ...]:
+        return (facts({**self.about, "fingerprint": self.fingerprint[:16]}),)
 
 
 def _picked(values: Tensor, active: Tensor, wanted: Tensor, d_sae: int) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from latentlens.errors import BadInput
+from latentlens.values.markup import Shown
 from latentlens.values.results import Estimate
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Policy:
 
 
 @dataclass(frozen=True, eq=False)
-class Selection:
+class Selection(Shown):
     """Policies on the same test questions, best read as pairs: each `gain` is against the same majority vote.
 
     thresholds: of the signal, one a split. n_questions, n_samples: questions in all, samples of each.
@@ -102,6 +103,3 @@ class Selection:
             f"Selection({self.n_questions} questions x {self.n_samples} samples, vote: {self.vote})\n"
             f"{self.table().to_string(index=False)}"
         )
-
-    def _repr_html_(self) -> str:
-        return self.table().to_html(index=False, border=0)

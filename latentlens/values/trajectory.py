@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latentlens.errors import BadInput
+from latentlens.values.markup import Shown
 from latentlens.values.results import Estimate
 from latentlens.values.sites import Site
 
@@ -40,7 +41,7 @@ SIGNS: Mapping[str, int] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Paths(Sequence[np.ndarray]):
+class Paths(Sequence[np.ndarray], Shown):
     """States along several texts: `paths[i]` is (n_sites, N_i, d), float32.
 
     texts: (n,) the number of each text in what was captured. n_tokens: (n,) tokens that each path covers.
@@ -89,7 +90,7 @@ class Paths(Sequence[np.ndarray]):
 
 
 @dataclass(frozen=True, eq=False)
-class Signals:
+class Signals(Shown):
     """One number per text and signal; NaN where a text has too few segments.
 
     values: name -> (n,). per_layer: name -> (n, n_sites), for those that have layers. signs: which way each points.
@@ -152,9 +153,6 @@ class Signals:
     def __repr__(self) -> str:
         return f"Signals({len(self)} texts: {', '.join(self.values)}; net as in the {self.net})"
 
-    def _repr_html_(self) -> str:
-        return self.to_frame().head(12).to_html(index=False, border=0, float_format="%.4f")
-
 
 @dataclass(frozen=True)
 class SignalQuality:
@@ -179,7 +177,7 @@ class SignalQuality:
 
 
 @dataclass(frozen=True, eq=False)
-class SignalReport:
+class SignalReport(Shown):
     """All signals on the same texts. `length` is AUROC(-n_tokens): what counting tokens achieves.
 
     n, n_right, n_groups: texts, right ones, groups. bins: strata of equal length that hold both classes.
@@ -252,12 +250,9 @@ class SignalReport:
             f"{self.table().to_string(index=False)}"
         )
 
-    def _repr_html_(self) -> str:
-        return self.table().to_html(index=False, border=0)
-
 
 @dataclass(frozen=True, eq=False)
-class EarlyWarning:
+class EarlyWarning(Shown):
     """AUROC of a signal after its first steps, among texts that go on for at least that long.
 
     by_step: (signal, step) -> Estimate, n counting those texts. step s has read s + 1 segments.
@@ -286,6 +281,3 @@ class EarlyWarning:
 
     def __repr__(self) -> str:
         return f"EarlyWarning({len(self.tokens)} steps)\n{self.to_frame().to_string(index=False)}"
-
-    def _repr_html_(self) -> str:
-        return self.to_frame().to_html(index=False, border=0, float_format="%.3f")
