@@ -8,14 +8,26 @@ from typing import Annotated
 
 import typer
 
+from latentlens.commands import experiments, options
+from latentlens.commands.capturing import capture
+from latentlens.commands.config import expanded
+from latentlens.commands.doctor import doctor
+from latentlens.commands.probing import probe
+from latentlens.commands.steering import steer, sweep
 from latentlens.errors import LatentLensError
 
 app = typer.Typer(
-    help="Look into and steer the latent space of language models.",
+    help="Look into and steer the latent space of language models.\n\n"
+    "Every command takes --config FILE (TOML): a table named as the command, keys named as the arguments.",
+    epilog="Exit codes: 0 done; 1 the answer is no (a check failed, something is damaged or missing); "
+    "2 the command or its input was wrong.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
 )
+for command in (capture, probe, steer, sweep, doctor):
+    app.command()(command)
+experiments.add_to(app)
 cache_app = typer.Typer(help="The activation cache that every module shares.", no_args_is_help=True)
 organism_app = typer.Typer(help="The embedded model: where it is, how good, how it was made.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
@@ -27,9 +39,11 @@ Folder = Annotated[Path | None, typer.Option(help="Cache folder; by default LATE
 def main() -> None:
     """Run the command line; errors that latentlens names are shown in one line, without a traceback."""
     try:
-        app()
+        groups = [group.name or "" for group in app.registered_groups]
+        app(expanded(sys.argv[1:], groups))
     except LatentLensError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ValueError | KeyError) else 1)
 
 
 @app.command()
@@ -46,21 +60,27 @@ def demo(
 @app.command()
 def check(
     model: Annotated[str | None, typer.Argument(help="Hub id or folder; the embedded model if left out.")] = None,
+    dtype: options.Dtype = None,
+    quantization: options.Quantization = None,
+    device_map: options.DeviceMap = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Parity self-test: is what latentlens reads and writes what the model does? Exit code 1 if not."""
-    from latentlens.access.model import load
-
-    report = load(model, cache=False).check()
-    print(report)
+    report = options.load(model, dtype, quantization, device_map, cache=False).check()
+    if as_json:
+        options.show({"model": report.model, "passed": report.passed, "findings": report.to_frame().to_dict("records")})
+    else:
+        print(report)
     raise typer.Exit(0 if report.passed else 1)
 
 
 @cache_app.command()
-def stats(folder: Folder = None) -> None:
+def stats(folder: Folder = None, as_json: options.AsJson = False) -> None:
     """Entries, bytes and models held."""
     from latentlens.access.cache import ActivationCache
 
-    print(ActivationCache(folder, readonly=True).stats())
+    found = ActivationCache(folder, readonly=True).stats()
+    options.show(vars(found)) if as_json else print(found)
 
 
 @cache_app.command()

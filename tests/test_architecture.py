@@ -21,7 +21,8 @@ FLOORS = {
     "methods": {"values", "maths", "errors"},
     "views": {"access", "methods", "values", "maths", "errors", "organism"},
     "demo": {"views", "access", "methods", "values", "maths", "errors", "organism"},
-    "cli": {"demo", "views", "access", "methods", "values", "maths", "errors", "organism"},
+    "commands": {"views", "access", "methods", "values", "maths", "errors", "organism"},
+    "cli": {"commands", "demo", "views", "access", "methods", "values", "maths", "errors", "organism"},
     "__main__": {"cli"},
     "__init__": {"views", "access", "methods", "values", "maths", "errors", "organism"},  # lazily
 }
@@ -32,7 +33,7 @@ ADAPTED = {
     "transformer_lens": {"access/transformer_lens.py"},
     "gguf": {"access/formats/gguf.py"},
     "sae_lens": {"access/sae.py", "access/sae_training.py"},
-    "bitsandbytes": set(),
+    "bitsandbytes": {"access/quantisation.py"},
     "ray": set(),
     "plotly": {"views/"},
 }

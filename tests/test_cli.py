@@ -18,7 +18,8 @@ def test_a_named_error_is_one_line_without_a_traceback(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["latentlens", "check", "./nowhere"])
     with pytest.raises(SystemExit) as end:
         main()
-    assert str(end.value) == "BadInput: there is no folder ./nowhere"
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "BadInput: there is no folder ./nowhere\n"
 
 
 def test_the_cache_is_counted_verified_and_cleared(llama, tmp_path):

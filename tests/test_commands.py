@@ -1,0 +1,199 @@
+"""Commands as they are typed: what they print, what they leave on disk, and what they say to wrong input."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import latentlens as ll
+from latentlens.cli import app, main
+from latentlens.commands.config import expanded
+from latentlens.commands.doctor import examine
+from latentlens.commands.experiments import EXPERIMENTS, script
+from latentlens.errors import BadInput
+
+run = CliRunner().invoke
+
+
+def said(command):
+    done = run(app, [*command, "--json"])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def statements(tmp_path_factory):
+    """200 statements of the embedded world, seen facts, with their truth and creature."""
+    file = tmp_path_factory.mktemp("rows") / "statements.jsonl"
+    rows = [
+        {"messages": t.prompt(), "label": t.truth, "group": t.group}
+        for t in ll.organism.texts("truth", 200, 1, split="seen")
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return file
+
+
+def test_a_capture_is_written_and_the_second_one_runs_no_model(tmp_path):
+    command = ["capture", "The drun is red.", "Tell me", "--sites", "resid_post[2]"]
+    first = said([*command, "--out", str(tmp_path / "acts.parquet")])
+    again = said(command)
+    assert (first["forwards"] > 0, again["forwards"]) == (True, 0)
+    assert first["sites"] == {"resid_post[2]": [2, 128]}
+    expected = ll.load(cache=False).activations(["The drun is red.", "Tell me"], "resid_post[2]", "last")
+    stored = pd.read_parquet(tmp_path / "acts.parquet")
+    np.testing.assert_array_equal(np.stack(stored["resid_post[2]"]), expected["resid_post[2]"].numpy())
+
+
+def test_a_forecast_computes_nothing():
+    done = run(app, ["capture", "The drun is red.", "--forecast"])
+    assert "without the cache" in done.output
+    assert "0 of 0 sequences" in run(app, ["cache", "stats"]).output
+
+
+def test_a_probe_reads_truth_and_its_direction_steers(statements, tmp_path):
+    saved = tmp_path / "truth.safetensors"
+    page = tmp_path / "truth.html"
+    found = said(["probe", str(statements), "--out", str(saved), "--report", str(page)])
+    assert found["auroc"]["value"] > 0.8
+    assert len(found["sites"]) == 6
+    assert "shuffled labels" in page.read_text()
+    prompt = "True or false? The drun is red."
+    steered = said(["steer", prompt, "--direction", str(saved), "--coeff", "1", "--tokens", "2", "--where", "last"])
+    assert [one["arm"] for one in steered["runs"]] == ["no edit", "steered", "random"]
+    assert [one["fired"] for one in steered["runs"]] == [0, 1, 1]
+    assert steered["runs"][0]["kl"] == 0
+    assert steered["runs"][1]["kl"] > 0
+
+
+def test_a_sweep_has_controls_and_resumes(tmp_path):
+    vector = ll.Direction(np.eye(128, dtype=np.float32)[0], "resid_post[3]", "first").save(tmp_path / "v")
+    command = ["sweep", "Tell me about the sea.", "Explain the farm to me.", "--direction", str(vector), "--coeff", "1"]
+    command += ["--seeds", "2", "--tokens", "4", "--folder", str(tmp_path / "runs")]
+    first = said([*command, "--out", str(tmp_path / "rows.csv")])
+    assert [p["plan"] for p in first["plans"]] == ["no edit", "direction 1", "random 1 #0", "random 1 #1"]
+    assert all(p["n"] == 4 and p["low"] <= p["nll"] <= p["high"] for p in first["plans"])
+    assert len(pd.read_csv(tmp_path / "rows.csv")) == 16
+    again = said(command)
+    assert (first["rows_run"], again["rows_run"]) == (16, 0)
+    assert again["plans"] == first["plans"]
+
+
+def test_tables_are_printed_without_json(statements, tmp_path):
+    vector = ll.Direction(np.eye(128, dtype=np.float32)[0], "resid_post[3]", "first").save(tmp_path / "v")
+    assert "median norm" in run(app, ["capture", "The drun is red."]).output
+    assert "best by cross-validation" in run(app, ["probe", str(statements), "--sites", "resid_post[4]"]).output
+    assert "KL, nats" in run(app, ["steer", "Tell me", "--direction", str(vector), "--tokens", "2"]).output
+    sweep = ["sweep", "Tell me", "--direction", str(vector), "--tokens", "2", "--seeds", "1", "--draws", "1"]
+    assert "4 rows" not in run(app, sweep).output
+    assert "7 rows run" in run(app, sweep).output
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["capture"], "no input"),
+        (["capture", "--data", "nowhere.txt"], "there is no file nowhere.txt"),
+        (["capture", "a", "--out", "acts.npy"], "ending in .parquet"),
+        (["steer", "a"], "either --direction"),
+        (["steer", "a", "--direction", "nowhere.gguf"], "there is no file"),
+        (["sweep", "a"], "give --direction"),
+        (["probe", "{broken}"], "line 2, is no JSON"),
+        (["probe", "{unlabelled}"], "1 rows have no `label`, the first is row 2"),
+        (["capture", "--data", "{empty}"], "none of `messages`, `text` and `prompt`; it has words"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(command, message, tmp_path, monkeypatch, capsys):
+    files = {
+        "broken": '{"text": "a", "label": 1}\n{"text": ',
+        "unlabelled": '{"text": "a", "label": 1}\n{"text": "b"}',
+        "empty": '{"words": "a"}',
+    }
+    for name, content in files.items():
+        (tmp_path / f"{name}.jsonl").write_text(content)
+    words = [word.format(**{name: tmp_path / f"{name}.jsonl" for name in files}) for word in command]
+    monkeypatch.setattr("sys.argv", ["latentlens", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_config_file_gives_arguments_and_the_command_line_wins(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('[probe]\nsites = ["resid_post[3]", "z[1]"]\nseed = 4\nfull = false\n[cache.stats]\nfolder = "x"\n')
+    words = expanded(["probe", "rows.jsonl", "--config", str(file), "--seed", "5"])
+    expected = ["probe", "--sites=resid_post[3]", "--sites=z[1]", "--seed=4", "--no-full", "rows.jsonl", "--seed", "5"]
+    assert words == expected
+    assert expanded(["cache", "stats", f"--config={file}"], ["cache"]) == ["cache", "stats", "--folder=x"]
+    assert expanded(["probe", "rows.jsonl"]) == ["probe", "rows.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["probe", "--config"], "needs a file"),
+        (["probe", "--config", "nowhere.toml"], "cannot read"),
+        (["steer", "--config", "{file}"], "no table \\[steer\\]; it has probe"),
+        (["--config", "{file}"], "goes with a command"),
+        (["probe", "--config", "{bad}"], "is no TOML"),
+        (["probe", "--config", "{odd}"], "is no argument"),
+    ],
+)
+def test_a_wrong_config_file_says_what_is_wrong(words, message, tmp_path):
+    contents = {"file": "[probe]\nseed = 1", "bad": "[probe", "odd": "[probe]\nseed = {a = 1}"}
+    files = {name: tmp_path / f"{name}.toml" for name in contents}
+    for name, content in contents.items():
+        files[name].write_text(content)
+    with pytest.raises(BadInput, match=message):
+        expanded([word.format(**files) for word in words])
+
+
+def test_an_unknown_name_in_a_config_file_is_a_usage_error(tmp_path, monkeypatch, capsys):
+    (tmp_path / "run.toml").write_text('[capture]\nsitez = "z[1]"')
+    monkeypatch.setattr("sys.argv", ["latentlens", "capture", "a", "--config", str(tmp_path / "run.toml")])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "No such option" in capsys.readouterr().err
+
+
+def test_the_doctor_finds_everything_and_never_shows_a_token(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_canary_0123456789")
+    done = run(app, ["doctor"])
+    assert done.exit_code == 0, done.output
+    for what in ("torch", "quantisation", "activation cache", "embedded model", "hub token"):
+        assert what in done.output
+    assert "canary" not in done.output
+
+
+def test_the_doctor_says_what_to_do_about_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("LATENTLENS_CACHE", str(tmp_path / "file"))
+    [found] = [f for f in examine() if f.state == "problem"]
+    assert found.what == "activation cache"
+    assert "LATENTLENS_CACHE" in found.advice
+    assert run(app, ["doctor"]).exit_code == 1
+
+
+def test_a_look_that_fails_is_a_finding(monkeypatch):
+    monkeypatch.setattr("latentlens.commands.doctor._memory", lambda: 1 / 0)
+    [found] = [f for f in examine() if f.state == "problem"]
+    assert "ZeroDivisionError" in found.found
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_has_its_script_and_shows_its_own_help(name):
+    assert script(EXPERIMENTS[name][0]).is_file()
+    done = run(app, [name, "--help"])
+    assert done.exit_code == 0, done.output
+    assert "--model" in done.output
+    assert f"latentlens {name}" in done.output
+
+
+def test_an_experiment_that_is_not_installed_says_so():
+    with pytest.raises(BadInput, match="not in this installation"):
+        script("steering/nothing.py")
