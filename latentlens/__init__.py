@@ -26,12 +26,21 @@ if TYPE_CHECKING:
     from latentlens.access.formats.persona import convert_persona_pt as convert_persona_pt
     from latentlens.access.formats.steering_vectors import from_steering_vector as from_steering_vector
     from latentlens.access.formats.steering_vectors import to_steering_vector as to_steering_vector
+    from latentlens.access.judge import LabelledJudge as LabelledJudge
+    from latentlens.access.judge import LocalJudge as LocalJudge
+    from latentlens.access.judge import LocalWriter as LocalWriter
+    from latentlens.access.judge import RuleJudge as RuleJudge
+    from latentlens.access.judge_endpoint import Endpoint as Endpoint
+    from latentlens.access.judge_endpoint import EndpointJudge as EndpointJudge
+    from latentlens.access.judge_endpoint import EndpointWriter as EndpointWriter
     from latentlens.access.model import LensModel as LensModel
     from latentlens.access.model import load as load
     from latentlens.access.preflight import preflight as preflight
     from latentlens.access.sae import load_sae as load_sae
     from latentlens.access.sae_training import train_sae as train_sae
     from latentlens.access.sweep import sweep as sweep
+    from latentlens.access.verdict_cache import cached as cached
+    from latentlens.maths import agreement as agreement
     from latentlens.methods import answers as answers
     from latentlens.methods import calibrate as calibrate
     from latentlens.methods import intention as intention
@@ -48,6 +57,7 @@ if TYPE_CHECKING:
     from latentlens.methods.probe_report import probe_report as probe_report
     from latentlens.methods.sdm import fit_sdm as fit_sdm
     from latentlens.methods.token_probe import fit_tokens as fit_tokens
+    from latentlens.values import judging as judging
     from latentlens.values import questions as questions
     from latentlens.values.activations import Activations as Activations
     from latentlens.values.adaptive import AdaptiveAdd as AdaptiveAdd
@@ -60,6 +70,9 @@ if TYPE_CHECKING:
     from latentlens.values.directions import Direction as Direction
     from latentlens.values.gates import Condition as Condition
     from latentlens.values.gates import Gate as Gate
+    from latentlens.values.judging import Case as Case
+    from latentlens.values.judging import Rubric as Rubric
+    from latentlens.values.judging import Score as Score
     from latentlens.values.latents import EditLatents as EditLatents
     from latentlens.values.latents import ablate as ablate
     from latentlens.values.operations import Add as Add
@@ -90,6 +103,7 @@ if TYPE_CHECKING:
     from latentlens.values.sites import Site as Site
     from latentlens.values.where import PerRow as PerRow
     from latentlens.values.where import Where as Where
+    from latentlens.views.manifest import manifest as manifest
     from latentlens.views.report import Captioned as Captioned
     from latentlens.views.report import Section as Section
     from latentlens.views.report import report as report
@@ -145,6 +159,19 @@ _LAZY = {
     "to_steering_vector": ("latentlens.access.formats.steering_vectors", "to_steering_vector"),
     "unsteered_nll": ("latentlens.access.doses", "unsteered_nll"),
     "write_directions": ("latentlens.access.formats.files", "write_directions"),
+    "Case": ("latentlens.values.judging", "Case"),
+    "Score": ("latentlens.values.judging", "Score"),
+    "Rubric": ("latentlens.values.judging", "Rubric"),
+    "judging": ("latentlens.values.judging", None),
+    "RuleJudge": ("latentlens.access.judge", "RuleJudge"),
+    "LabelledJudge": ("latentlens.access.judge", "LabelledJudge"),
+    "LocalJudge": ("latentlens.access.judge", "LocalJudge"),
+    "LocalWriter": ("latentlens.access.judge", "LocalWriter"),
+    "Endpoint": ("latentlens.access.judge_endpoint", "Endpoint"),
+    "EndpointJudge": ("latentlens.access.judge_endpoint", "EndpointJudge"),
+    "EndpointWriter": ("latentlens.access.judge_endpoint", "EndpointWriter"),
+    "cached": ("latentlens.access.verdict_cache", "cached"),
+    "agreement": ("latentlens.maths.agreement", None),
     "calibrate": ("latentlens.methods.calibrate", None),
     "SAE": ("latentlens.values.sae", "SAE"),
     "Codes": ("latentlens.values.codes", "Codes"),
@@ -177,6 +204,7 @@ _LAZY = {
     "save_plan": ("latentlens.values.plan_files", "save_plan"),
     "sweep": ("latentlens.access.sweep", "sweep"),
     "report": ("latentlens.views.report", "report"),
+    "manifest": ("latentlens.views.manifest", "manifest"),
 }
 __all__ = sorted(_LAZY)  # pyright: ignore[reportUnsupportedDunderAll]
 

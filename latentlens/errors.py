@@ -28,6 +28,10 @@ class WhereNotValid(LatentLensError, ValueError):
     """The position selection cannot be read, or selects nothing in some row."""
 
 
+class NotAligned(LatentLensError, ValueError):
+    """Two prompts of different lengths, and nothing said which of their tokens correspond."""
+
+
 class BadInput(LatentLensError, ValueError):
     """An argument has a wrong type, shape or value."""
 
@@ -69,6 +73,17 @@ class SAEMismatch(LatentLensError, ValueError):
 
 class CheckFailed(LatentLensError, AssertionError):
     """The parity self-test of a model did not pass."""
+
+
+# -- judges behind an endpoint --------------------------------------------------------------------
+
+
+class EndpointError(LatentLensError, OSError):
+    """The server of a judge or writer refuses, or was not reached in all tries."""
+
+
+class BudgetSpent(LatentLensError, RuntimeError):
+    """The number of requests that was allowed has been sent."""
 
 
 # -- the cache and files --------------------------------------------------------------------------
