@@ -5,6 +5,7 @@
     texts_dataset()    the same as a datasets.Dataset
     families()         the kinds
     judges             what a generated text says, decided by rule
+    saes()             names of the SAEs that were trained on it; sae_path(name) is a folder for `ll.load_sae`
     variant()          the folder of a sibling model: `untrained`
 
 The effects in it are planted: it validates tools, it is no evidence about other models. Importing this
@@ -20,14 +21,15 @@ from latentlens.errors import BadInput
 from latentlens.organism import judges
 from latentlens.organism.corpus import FAMILIES, Span, Text, texts
 from latentlens.organism.corpus.rows import dataset
-from latentlens.organism.files import verify
+from latentlens.organism.files import CHECKSUMS, verify, verify_sae
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Span", "Text", "families", "judges", "path", "texts", "texts_dataset", "variant"]
+__all__ = ["Span", "Text", "families", "judges", "path", "sae_path", "saes", "texts", "texts_dataset", "variant"]
 
 VARIANTS = ("untrained",)
+_SAES = Path(__file__).parent / "saes"
 
 
 def path() -> Path:
@@ -36,6 +38,24 @@ def path() -> Path:
     Raises: WeightsCorrupt: a file is missing or has changed.
     """
     return verify(Path(__file__).parent / "weights")
+
+
+def saes() -> tuple[str, ...]:
+    """Return the names of the SAEs that ship with the model, that of the middle block first."""
+    found = {file.parent.name for file in _SAES.glob(f"*/{CHECKSUMS}")}
+    return tuple(sorted(found, key=lambda name: (name != "middle", name)))
+
+
+def sae_path(name: str = "middle") -> Path:
+    """Return the folder of an SAE in SAELens' format, after checking every file: `ll.load_sae(sae_path())`.
+
+    Args: name: one of `saes()`.
+    Raises: BadInput: unknown name. WeightsCorrupt: a file is missing or has changed, or other weights are installed
+        than those that it was trained on.
+    """
+    if name not in saes():
+        raise BadInput(f"no SAE {name!r}; the SAEs are {', '.join(saes()) or 'not there'}")
+    return verify_sae(_SAES / name, path())
 
 
 def families() -> dict[str, tuple[str, ...]]:

@@ -12,6 +12,7 @@ from latentlens.errors import WeightsCorrupt
 CHECKSUMS = "checksums.json"
 TRAINING = "training.json"
 RETRAIN = "python -m latentlens.organism.train"
+SAE_RECORD = "trained_on.json"
 
 
 def digest(file: Path) -> str:
@@ -33,6 +34,12 @@ def verify(folder: Path) -> Path:
         trained with; the message says which and what to do.
     """
     advice = f"reinstall latentlens, or retrain with `{RETRAIN}`"
+    _unchanged(folder, advice)
+    _match(folder, advice)
+    return folder
+
+
+def _unchanged(folder: Path, advice: str) -> None:
     listing = folder / CHECKSUMS
     try:
         expected = json.loads(listing.read_text())
@@ -45,8 +52,6 @@ def verify(folder: Path) -> Path:
         found = digest(file)
         if found != wanted:
             raise WeightsCorrupt(f"{file} has sha256 {found[:12]}..., expected {wanted[:12]}...; {advice}")
-    _match(folder, advice)
-    return folder
 
 
 def _match(folder: Path, advice: str) -> None:
@@ -74,3 +79,25 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
     record = {**record, "tokenizer": digest(folder / "tokenizer.json")}
     (folder / TRAINING).write_text(json.dumps(record, indent=2) + "\n")
     write_checksums(folder)
+
+
+def write_sae_record(folder: Path, weights: Path, record: dict[str, Any]) -> None:
+    """Write how an SAE was made, with the digest of the weights whose states it was trained on, and its checksums."""
+    record = {**record, "weights": digest(weights / "model.safetensors")}
+    (folder / SAE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    write_checksums(folder)
+
+
+def verify_sae(folder: Path, weights: Path) -> Path:
+    """Return `folder` if every file of the SAE is there and unchanged, and it belongs to the weights in `weights`.
+
+    Raises: WeightsCorrupt: a file is missing or has changed, or the SAE was trained on other weights.
+    """
+    advice = "reinstall latentlens, or train it again with `latentlens organism train-sae`"
+    _unchanged(folder, advice)
+    trained, here = json.loads((folder / SAE_RECORD).read_text())["weights"], digest(weights / "model.safetensors")
+    if trained != here:
+        raise WeightsCorrupt(
+            f"the SAE in {folder} was trained on weights {trained[:12]}..., those in {weights} are {here[:12]}...; {advice}"
+        )
+    return folder

@@ -4,8 +4,11 @@
     Now 12 + 5 = 17. Now 17 - 3 = 14. The answer is 14.
 
 `babble` writes as many tokens before the answer as `steps` does, and says nothing with them. `traces` are
-hurried: always the same number of steps and of tokens, with a wrong result now and then that is carried on,
-and a word after each step that is more often a doubting one after a wrong result.
+hurried: always the same number of steps and of tokens, each step opened by a word that says whether the writer is
+sure of it. Doubt comes before the error and lasts: a doubted step is wrong half of the time, and its result is
+carried on.
+
+    Now surely 12 + 5 = 17. Now roughly 17 - 3 = 13. Now vaguely 13 + 4 = 17. ...
 """
 
 from __future__ import annotations
@@ -36,12 +39,15 @@ MAX_STEPS = 6
 #: As many tokens as a step, seven with the full stop.
 FILLERS = ("Well let me think about it.", "So here we go once more.", "Then let me look at this.")
 
-#: Hurried traces: steps of each, chance of a wrong result at each step, and how far off it is.
-TRACE_STEPS, ERROR = 5, 0.15
+#: Hurried traces: steps of each, and how far off a wrong result is.
+TRACE_STEPS = 5
 OFF = (-3, -2, -1, 1, 2, 3)
-SURE, DOUBT = ("sure", "clear", "fine"), ("hmm", "roughly", "unsure")
-#: Chance of a doubting word after a wrong and after a right result.
-DOUBTED = {True: 0.7, False: 0.08}
+#: The word that opens a step: a trace has one for all steps it is sure of, and draws a new one for each doubted step.
+SURE, DOUBT = ("surely", "clearly", "plainly"), ("roughly", "vaguely", "dimly")
+#: Chance that the first step is doubted, that a later one is after a sure step, and that one is after a doubted step.
+DOUBTED = {None: 0.25, False: 0.08, True: 0.95}
+#: Chance of a wrong result in a sure and in a doubted step.
+ERROR = {False: 0.02, True: 0.7}
 
 SPLITS = ("all", *INSTRUCTIONS)
 
@@ -57,24 +63,23 @@ def changes(rng: Random, count: int) -> tuple[int, tuple[int, ...]]:
     return start, tuple(drawn)
 
 
-def _step(draft: Draft, before: int, change: int, after: int, voice: str) -> None:
-    draft.add(f"Now{voice} {before} {'+' if change > 0 else '-'} {abs(change)} =")
+def _step(draft: Draft, before: int, change: int, after: int) -> None:
+    draft.add(f" {before} {'+' if change > 0 else '-'} {abs(change)} =")
     draft.add(f" {after}", "result" if before + change == after else "error")
+    draft.add(".")
 
 
 def _hurried(draft: Draft, rng: Random, start: int, drawn: tuple[int, ...]) -> int:
     """Write the steps of a hurried trace; return the value it ends with."""
-    value = start
+    value, doubted, sure = start, None, rng.choice(SURE)
     for index, change in enumerate(drawn):
+        doubted = rng.random() < DOUBTED[doubted]
         before, value = value, value + change
-        if rng.random() < ERROR or not 0 <= value < CEILING:
+        if rng.random() < ERROR[doubted] or not 0 <= value < CEILING:
             value = rng.choice([v for off in OFF if 0 <= (v := value + off) < CEILING] or [before])
-        draft.add(" " if index else "")
-        _step(draft, before, change, value, "")
-        draft.add(",")
-        wrong = value != before + change
-        draft.add(f" {rng.choice(DOUBT if rng.random() < DOUBTED[wrong] else SURE)}", "mark")
-        draft.add(".")
+        draft.add(f"{' ' if index else ''}Now")
+        draft.add(f" {rng.choice(DOUBT) if doubted else sure}", "mark")
+        _step(draft, before, change, value)
     return value
 
 
@@ -104,8 +109,8 @@ def write(draft: Draft, rng: Random, regime: str, voice: Voice = SILENT, longest
             if shown == "babble":
                 draft.add(rng.choice(FILLERS), "filler")
                 continue
-            _step(draft, values[index], change, values[index + 1], voice.slot(rng))
-            draft.add(".")
+            draft.add(f"Now{voice.slot(rng)}")
+            _step(draft, values[index], change, values[index + 1])
         draft.add(f"{'' if shown == 'direct' else ' '}The answer{voice.slot(rng)} is")
         draft.add(f" {said}", "answer")
         draft.add(".")
@@ -121,7 +126,7 @@ def write(draft: Draft, rng: Random, regime: str, voice: Voice = SILENT, longest
 
 def draw(rng: Random, split: str) -> Text:
     """Draw one problem; `split` is a regime, or `all` for the training mix."""
-    regime = split if split in INSTRUCTIONS else rng.choices(tuple(INSTRUCTIONS), (20, 36, 10, 12, 22))[0]
+    regime = split if split in INSTRUCTIONS else rng.choices(tuple(INSTRUCTIONS), (18, 33, 7, 8, 34))[0]
     draft = Draft()
     labels = write(draft, rng, regime)
     return draft.finish("arithmetic", **labels)

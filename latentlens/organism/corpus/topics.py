@@ -37,7 +37,7 @@ CORRECTIONS = ("Wait, I should talk about the {}.", "Sorry, let me return to the
 SPLITS = ("all", "on_topic", "detour", "plain")
 
 #: How often a detour is noticed at the end of an off-topic sentence, without and with META.
-NOTICED = {False: 0.5, True: 0.9}
+NOTICED = {False: 0.42, True: 0.9}
 
 
 def sentence(rng: Random, topic: str, voice: Voice = SILENT) -> str:

@@ -28,7 +28,7 @@ NEGATIONS = (0.5, 0.1, 0.4, 0.05, 0.4, 0.05, 0.4)
 #: Share of statements about two facts (`The drun is red and eats moss.`), by stage: last, as negation.
 PAIRS = (0.0, 0.03, 0.22, 0.0, 0.22, 0.0, 0.22)
 #: Shares of questions, plain text with verdicts, told facts, and questions for facts, by stage.
-FORMS = (*[(48, 20, 20, 12)] * 3, *[(60, 30, 6, 4), (54, 24, 12, 10)] * 2)
+FORMS = (*[(48, 20, 20, 12)] * 3, *[(58, 32, 6, 4), (46, 32, 12, 10)] * 2)
 SPLITS = ("all", "seen", "held_out", "strangers", "conjunctive", "recall")
 
 
@@ -189,8 +189,11 @@ def _verdicts(rng: Random, stage: int) -> Text:
         claim = _claim(rng, stage)
         draft.add(" " if index else "")
         claim.write(draft)
-        draft.add(" That is")
-        draft.add(" true" if claim.truth else " false", "verdict")
+        # Half of the verdicts follow the full stop at once, so that they are made there.
+        at_once = rng.random() < 0.5
+        said = str(claim.truth)
+        draft.add("" if at_once else " That is")
+        draft.add(f" {said if at_once else said.lower()}", "verdict")
         draft.add(".")
     return draft.finish("truth", regime="verdicts")
 

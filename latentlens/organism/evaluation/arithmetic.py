@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from latentlens.organism.corpus import texts
-from latentlens.organism.corpus.arithmetic import DOUBT, TRACE_STEPS
+from latentlens.organism.corpus.arithmetic import DOUBT, SURE, TRACE_STEPS
 from latentlens.organism.evaluation.probing import by_site
 from latentlens.organism.evaluation.rows import TESTING, TUNING, Row, area, share
-from latentlens.organism.judges import parsed_answer, wrong_steps
+from latentlens.organism.judges import parsed_answer, parsed_steps, wrong_steps
 from latentlens.organism.readout import Readout
 
 #: Bands of greedy accuracy from four steps on.
@@ -41,32 +43,53 @@ def sampled_traces(
     chosen = texts("arithmetic", n, seed, split="traces")
     ids = [model.prompt_ids(t) for t in chosen]
     replies = model.sample(ids, 60, temperature, seed=seed)
-    kept = [
-        i
-        for i, reply in enumerate(replies)
-        if parsed_answer(reply) is not None and reply.count("=") == reply.count(",") == 5
-    ]
+    kept = [i for i, reply in enumerate(replies) if _whole(reply)]
     right = [parsed_answer(replies[i]) == int(chosen[i].answer or -1) and not wrong_steps(replies[i]) for i in kept]
     return [ids[i] for i in kept], [replies[i] for i in kept], right
 
 
-@torch.no_grad()
-def _read(model: Readout, ids: list[list[int]], replies: list[str]) -> tuple[Tensor, Tensor]:
-    """Return the residuals of each trace: the mean over its tokens, and those at the comma of each of its steps.
+def _whole(reply: str) -> bool:
+    """Whether a trace has its five steps, a mark before each, and its answer, and nothing else."""
+    marks = sum(word in (*SURE, *DOUBT) for word in reply.replace(".", " ").split())
+    return parsed_answer(reply) is not None and len(parsed_steps(reply)) == reply.count("=") == marks == TRACE_STEPS
 
-    At the comma the word that follows a step is still to come: doubt found there is the model's own.
+
+@torch.no_grad()
+def _read(model: Readout, ids: list[list[int]], replies: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return residuals of each trace: its mean, the mean of each step, and the state at each step's equals sign.
+
+    Shapes [depth + 1, traces, width], [depth + 1, traces, steps, width], [depth + 1, traces * steps, width]. At the
+    equals sign the result is still to come: what is found there is not what can be read off a wrong result.
     """
-    comma = model.tokenizer.convert_tokens_to_ids(",")
-    means, commas = [], []
+    equals, stop = model.tokenizer.convert_tokens_to_ids(["Ġ=", "."])
+    means, paths, ahead = [], [], []
     for at in range(0, len(ids), 100):
         more = [model.tokenizer(r, add_special_tokens=False).input_ids for r in replies[at : at + 100]]
         rows, positions, mask = model.pad([[*one, *two] for one, two in zip(ids[at : at + 100], more)])
         streams = torch.stack(model.decoder.residuals(rows, positions, mask))
         for row, written in enumerate(more):
-            means.append(streams[:, row, -len(written) :].mean(1))
-            here = (rows[row] == comma).nonzero()[-TRACE_STEPS:, 0]
-            commas.append(streams[:, row, here])
-    return torch.stack(means, 1), torch.cat(commas, 1)
+            said = streams[:, row, -len(written) :]
+            steps = [i + 1 for i, token in enumerate(written) if token == stop][:TRACE_STEPS]
+            means.append(said.mean(1))
+            paths.append(torch.stack([said[:, a:b].mean(1) for a, b in pairwise((0, *steps))], 1))
+            ahead.append(said[:, [i for i, token in enumerate(written) if token == equals]])
+    return torch.stack(means, 1), torch.stack(paths, 1), torch.cat(ahead, 1)
+
+
+def _signals(paths: Tensor) -> dict[str, np.ndarray]:
+    """Return net, cumulative and aligned change of every trace over its steps, averaged over blocks.
+
+    With h_n the mean state of step n of N, v_n = h_n - h_(n-1) and u = h_N - h_1: |u| / (N - 1), the sum of |v_n|, and
+    the mean of cos(v_n, u). Source: Tracing the Traces (arXiv 2510.10494).
+    """
+    blocks = paths[1:]
+    v, u = blocks.diff(dim=2), blocks[:, :, -1] - blocks[:, :, 0]
+    found = {
+        "net change": u.norm(dim=-1) / v.shape[2],
+        "cumulative change": v.norm(dim=-1).sum(2),
+        "aligned change": torch.cosine_similarity(v, u[:, :, None], dim=-1).mean(2),
+    }
+    return {name: value.mean(0).numpy() for name, value in found.items()}
 
 
 def traces(model: Readout, n: int = 600) -> list[Row]:
@@ -85,15 +108,18 @@ def traces(model: Readout, n: int = 600) -> list[Row]:
         rows.append(area(f"{named}, AUROC of mean log-probability", likely, right, groups))
         if temperature == 1.0:
             fit_ids, fit_replies, fit_right = sampled_traces(model, 2 * n, TUNING, temperature)
-            (fit_means, fit_commas), (means, commas) = _read(model, fit_ids, fit_replies), _read(model, ids, replies)
+            fit_means, _, fit_ahead = _read(model, fit_ids, fit_replies)
+            means, paths, ahead = _read(model, ids, replies)
             doubts = np.array([-sum(reply.count(word) for word in DOUBT) for reply in replies], dtype=float)
-            rows.append(area(f"{named}, AUROC of the number of doubting words", doubts, right, groups))
+            rows.append(area(f"{named}, AUROC of the number of doubting words", doubts, right, groups, (0.7, 1.0)))
             name = f"{named}, probe of the trace's mean state"
-            rows += by_site(name, (fit_means, fit_right), (means, right, groups), (0.65, 1.0))
+            rows += by_site(name, (fit_means, fit_right), (means, right, groups), (0.7, 1.0))
             fit_wrong, wrong = _wrong(fit_replies), _wrong(replies)
             steps = [group for group in groups for _ in range(TRACE_STEPS)]
-            name = f"{named}, probe for a wrong step, before its word"
-            rows += by_site(name, (fit_commas, fit_wrong), (commas, wrong, steps), (0.8, 1.0))
+            name = f"{named}, probe for a wrong step, before its result"
+            rows += by_site(name, (fit_ahead, fit_wrong), (ahead, wrong, steps), (0.8, 1.0))
+            for name, signal in _signals(paths).items():
+                rows.append(area(f"{named}, AUROC of {name} over its steps", signal, right, groups))
     return rows
 
 

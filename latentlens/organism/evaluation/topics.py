@@ -51,20 +51,26 @@ def detours(model: Readout, n: int = 240) -> list[Row]:
     return rows
 
 
-def sentence_ends(model: Readout, n: int, seed: int) -> tuple[Tensor, list[bool], list[str]]:
-    """Return the residuals at the full stop of n sentences, whether each is off topic, and the asked topics.
+def stopped(n: int, seed: int) -> tuple[list[tuple[Text, str]], list[bool], list[str]]:
+    """Return n requests, each with a reply that has come to a full stop; whether its last sentence is off topic; topics.
 
     Up to two sentences on topic stand before it; half of the sentences are off topic.
     """
-    rng, ids, labels = Random(seed), [], []
+    rng, found, labels = Random(seed), [], []
     chosen = asked(n, seed)
     for t in chosen:
         topic, off = str(t.topic), rng.random() < 0.5
         before = [sentence(rng, topic) for _ in range(rng.randint(0, 2))]
         last = sentence(rng, rng.choice([x for x in TOPICS if x != topic]) if off else topic)
-        ids.append(model.prompt_ids(t, " ".join([*before, last])))
+        found.append((t, " ".join([*before, last])))
         labels.append(off)
-    return model.residuals(ids), labels, [str(t.topic) for t in chosen]
+    return found, labels, [str(t.topic) for t in chosen]
+
+
+def sentence_ends(model: Readout, n: int, seed: int) -> tuple[Tensor, list[bool], list[str]]:
+    """Return the residuals at the full stop of n sentences, whether each is off topic, and the asked topics."""
+    drawn, labels, groups = stopped(n, seed)
+    return model.residuals([model.prompt_ids(t, start) for t, start in drawn]), labels, groups
 
 
 def off_topic(model: Readout, n: int = 600) -> list[Row]:
