@@ -20,9 +20,12 @@ FLOORS = {
     "access": {"values", "maths", "errors", "organism"},
     "methods": {"values", "maths", "errors"},
     "views": {"access", "methods", "values", "maths", "errors", "organism"},
+    "organism_saes": {"access", "methods", "values", "maths", "errors", "organism"},
     "demo": {"views", "access", "methods", "values", "maths", "errors", "organism"},
     "commands": {"views", "access", "methods", "values", "maths", "errors", "organism"},
-    "cli": {"commands", "demo", "views", "access", "methods", "values", "maths", "errors", "organism"},
+    "cli": {
+        "commands", "demo", "views", "access", "methods", "values", "maths", "errors", "organism", "organism_saes"
+    },
     "__main__": {"cli"},
     "__init__": {"views", "access", "methods", "values", "maths", "errors", "organism"},  # lazily
 }

@@ -98,6 +98,6 @@ def verify_sae(folder: Path, weights: Path) -> Path:
     trained, here = json.loads((folder / SAE_RECORD).read_text())["weights"], digest(weights / "model.safetensors")
     if trained != here:
         raise WeightsCorrupt(
-            f"the SAE in {folder} was trained on weights {trained[:12]}..., those in {weights} are {here[:12]}...; {advice}"
+            f"the SAE in {folder} was trained on weights {trained[:12]}..., {weights} has {here[:12]}...; {advice}"
         )
     return folder

@@ -52,7 +52,7 @@ def detours(model: Readout, n: int = 240) -> list[Row]:
 
 
 def stopped(n: int, seed: int) -> tuple[list[tuple[Text, str]], list[bool], list[str]]:
-    """Return n requests, each with a reply that has come to a full stop; whether its last sentence is off topic; topics.
+    """Return n requests, each with a reply up to a full stop; whether its last sentence is off topic; asked topics.
 
     Up to two sentences on topic stand before it; half of the sentences are off topic.
     """
