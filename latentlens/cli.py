@@ -13,6 +13,7 @@ from latentlens.commands.capturing import capture
 from latentlens.commands.config import expanded
 from latentlens.commands.doctor import doctor
 from latentlens.commands.probing import probe
+from latentlens.commands.reports import report_app
 from latentlens.commands.steering import steer, sweep
 from latentlens.errors import LatentLensError
 
@@ -32,6 +33,7 @@ cache_app = typer.Typer(help="The activation cache that every module shares.", n
 organism_app = typer.Typer(help="The embedded model: where it is, how good, how it was made.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 app.add_typer(organism_app, name="organism")
+app.add_typer(report_app, name="report")
 
 Folder = Annotated[Path | None, typer.Option(help="Cache folder; by default LATENTLENS_CACHE or the user's cache.")]
 

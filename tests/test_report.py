@@ -1,5 +1,6 @@
 """The report page: complete, offline, and deaf to what a model wrote."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,10 +11,11 @@ import plotly.graph_objects as go
 import pytest
 
 from latentlens.errors import BadInput
-from latentlens.values.results import Estimate
+from latentlens.values.markup import tag
+from latentlens.values.results import Arm, Estimate, SteeringEffect
 from latentlens.values.rollouts import Rollout, Rollouts
 from latentlens.values.rows import TokenRow
-from latentlens.views.report import Captioned, Section, report
+from latentlens.views.report import Beside, Captioned, Section, report
 
 PWN = "document.title='pwned'"
 EVIL = (
@@ -38,6 +40,10 @@ def figure(text="plain"):
     return made.update_layout(title={"text": f"<b>{text}</b>", "subtitle": {"text": "n = 2<br>next"}})
 
 
+def effect(text="plain"):
+    return SteeringEffect([Arm("no edit", 10, 40), Arm("direction", 30, 40, 1.5)], text, text)
+
+
 def write(path, text="plain", pictures=2):
     runs = Rollouts(tuple(rollout(i, text, text) for i in range(5)))
     return report(
@@ -49,8 +55,19 @@ def write(path, text="plain", pictures=2):
             Section(f"One {text}", [f"First {text}\n\nSecond", *(figure(text) for _ in range(pictures))]),
             Section("Two", [Captioned(pd.DataFrame({text: [text, "b"], "n": [1, 2]}), f"caption {text}")]),
             Section("Three", [Captioned(runs, text), [rollout(0, "p", "t")]]),
+            Section(
+                "Four",
+                [
+                    Beside({text: text, **({"figure": figure(text)} if pictures else {})}),
+                    effect(text),
+                    tag("b", text, title=text),
+                ],
+            ),
         ],
         manifest={"model": text, "versions": {"torch": text}, text: [1, 2], "commands": ["make demo", text]},
+        method=f"Method {text}",
+        sources=[text, "Hewitt and Liang 2019, arXiv 1909.03368"],
+        results={text: text, "frame": pd.DataFrame({text: [text], "x": [0.5]})},
     )
 
 
@@ -78,7 +95,15 @@ def test_the_page_holds_everything_and_asks_the_network_for_nothing(tmp_path):
     assert not {"link", "img", "iframe", "object", "embed", "base"} & set(parsed.tags)
     assert not {name for name, _ in parsed.attributes} & {"src", "srcset", "action"}
     assert "default-src 'none'" in text
-    for expected in ("Title plain", "Question plain", "0.91", "95% interval 0.85 to 0.96, n=100", "make demo"):
+    for expected in (
+        "Title plain",
+        "Method plain",
+        "arXiv 1909.03368",
+        "Question plain",
+        "0.91",
+        "95% interval 0.85 to 0.96, n=100",
+        "make demo",
+    ):
         assert expected in text
     assert text.count("<details") == 6
     assert "prefers-color-scheme: dark" in text
@@ -103,7 +128,7 @@ def test_the_same_arguments_give_the_same_bytes(tmp_path):
 def test_nothing_a_model_wrote_becomes_an_element_or_an_attribute(evil_page, tmp_path):
     text, plain = evil_page.read_text(), write(tmp_path / "plain.html").read_text()
     found, expected = Elements(text), Elements(plain)
-    assert found.tags.count("script") == 3  # plotly, the figures as data, the drawing
+    assert found.tags.count("script") == 4  # plotly, the numbers as data, the figures as data, the drawing
     assert sorted(set(found.tags)) == sorted(set(expected.tags))
     assert not [name for name, _ in found.attributes if name.startswith("on") or name in ("src", "srcdoc", "href")]
     assert "{{ 7 * 7 }}" in text  # shown, not evaluated
@@ -142,6 +167,42 @@ def test_cells_are_written_for_people(tmp_path):
     assert cells[2] == "0.500 [0.400, 0.600]"
 
 
+def record(page):
+    return json.loads(
+        re.search(r'<script type="application/json" id="record">(.*?)</script>', page.read_text(), re.S)[1]
+    )
+
+
+def test_the_page_keeps_its_numbers_for_machines(tmp_path):
+    kept = record(write(tmp_path / "p.html"))
+    found = {(one["table"], one.get("row", ""), one["name"]): one for one in kept["findings"]}
+    highlight = found["highlights", "", "plain"]
+    assert (highlight["value"], highlight["low"], highlight["high"], highlight["n"]) == (0.91, 0.85, 0.96, 100)
+    assert found["highlights", "", "count"]["value"] == 3
+    arm = found["Four: SteeringEffect", "arm direction, coeff 1.5, draw 0", "share"]
+    assert arm["value"] == 0.75
+    assert arm["low"] == pytest.approx(Arm("direction", 30, 40).share.low)
+    assert arm["n"] == 40
+    assert found["results", "", "plain"]["value"] == "plain"
+    assert found["frame", "plain plain", "x"]["value"] == 0.5
+    assert kept["manifest"]["versions"] == {"torch": "plain"}
+
+
+def test_numbers_that_are_not_finite_are_kept_as_nothing(tmp_path):
+    given = {"nan": Estimate(float("nan"), float("nan"), 1.0, 0), "frame": pd.DataFrame({"x": [float("inf"), 1.0]})}
+    page = report(tmp_path / "n.html", title="t", question="", sections=[], manifest={}, results=given)
+    first, *rest = record(page)["findings"]
+    assert (first["value"], "low" in first, first["high"]) == (None, False, 1.0)
+    assert [one["value"] for one in rest] == [None, 1.0]
+    assert [one.get("row", "") for one in rest] == ["", " #2"]  # rows of one name are told apart
+
+
+def test_result_values_are_shown_as_their_whole_table(tmp_path):
+    sweep = SteeringEffect([Arm("random", i, 40, 1.0, i) for i in range(30)], "x", "y")
+    page = report(tmp_path / "r.html", title="t", question="", sections=[Section("s", [sweep])], manifest={})
+    assert page.read_text().count("random direction") == 30
+
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -155,9 +216,9 @@ def test_in_a_browser_the_figures_are_drawn_and_nothing_a_model_wrote_is_alive(e
     shown = subprocess.run(command, capture_output=True, timeout=120, check=True).stdout.decode()
     title = re.search(r"<title>(.*?)</title>", shown, re.S)[1]
     assert title.startswith("Title ")  # no payload has renamed the page
-    assert shown.count('class="main-svg"') >= 4  # two figures, a few layers each
+    assert shown.count('class="main-svg"') >= 6  # three figures, a few layers each
     body = Elements(shown[shown.index("<body") :])
-    assert body.tags.count("script") == 2
+    assert body.tags.count("script") == 3
     assert not {"img", "iframe", "object", "embed"} & set(body.tags)
     links = [value for name, value in body.attributes if name in ("href", "xlink:href")]
     assert not [value for value in links if value and "javascript" in value.lower()]

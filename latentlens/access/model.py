@@ -38,6 +38,7 @@ from latentlens.values.where import resolve
 if TYPE_CHECKING:
     from latentlens.access.check import CheckReport
     from latentlens.values.codes import Codes
+    from latentlens.values.mediation import Mediation, Patched
     from latentlens.values.sae import SAE
 
 
@@ -262,6 +263,28 @@ class LensModel(Shown):
         prompt = [i for i in range(len(rows)) for _ in range(samples)]
         return run(self, requests, prompt, [given[i] for i in prompt], how, Record.of(record))
 
+    def patch(self, mediators: Any, clean: Any, corrupt: Any, metric: Any, **options: Any) -> Patched:
+        """The metric of prompts run with parts of their state as in another prompt: `access.patching.patch`.
+
+        Args: mediators: sites, Directions, probes, (sae, latent) or `ll.Mediator`s. clean, corrupt: prompts in pairs.
+            metric: a pair (right, wrong) of tokens, an `ll.LogitDifference`, or a function of logits. options: `mode`,
+            `method`, `align`, `direct`, `controls`, ...
+        """
+        from latentlens.access.patching import patch
+
+        return patch(self, mediators, clean, corrupt, metric, **options)
+
+    def indirect_effect(self, mediators: Any, clean: Any, corrupt: Any, metric: Any, **options: Any) -> Mediation:
+        """What directions, latents, probes, heads or sites carry of an effect, with intervals and controls.
+
+            lm.indirect_effect(probe, true_statements, false_statements, ("True", "False"), groups=creatures)
+
+        Args: as for `patch`; further options: `groups`, `least`, `level`, `seed`.
+        """
+        from latentlens.access.patching import indirect_effect
+
+        return indirect_effect(self, mediators, clean, corrupt, metric, **options)
+
     @contextmanager
     def steer(self, *plan: Any, prompt_width: int | None = None, allow_idle: bool = False) -> Iterator[LensModel]:
         """Edit every forward of the model inside the `with`, whoever runs it.
@@ -393,6 +416,11 @@ class LensModel(Shown):
         }
 
     # -- shown to people ----------------------------------------------------------------------------
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """What the cache knows the model by: class, weights (digest, or hub id and commit), dtype, attention, ..."""
+        return self._identity.context()
 
     @property
     def n_parameters(self) -> int:

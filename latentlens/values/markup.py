@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, ClassVar
 
 from latentlens.values.visible import visible
 
 ROWS_SHOWN = 12
+_SHORT = 44  # characters that are kept on one line
 #: Strengths on text: orange above zero, blue below; told apart with any colour vision.
 HEAT = {1: "230,140,0", -1: "0,114,178"}
 
@@ -33,6 +34,7 @@ border-bottom:1px solid var(--ll-line);background:none;color:inherit;max-width:4
 .ll.ll th{font-weight:600;opacity:.75;white-space:nowrap}
 .ll.ll .ll-n{text-align:right}
 .ll.ll .ll-text{white-space:pre-wrap}
+.ll.ll .ll-short{white-space:pre}
 .ll.ll .ll-note{opacity:.7;font-size:12px;margin:.2em 0}
 .ll.ll .ll-t{white-space:pre-wrap;border-radius:2px;padding:1px 0}
 .ll.ll .ll-at{outline:1.5px solid currentColor}
@@ -45,7 +47,16 @@ class Html(str):
 
 
 class Shown:
-    """Gives a value its form in notebooks: `_html_head` in one line, `_html_parts` below it."""
+    """Gives a value its form in notebooks: `_html_head` in one line, `_html_parts` below it.
+
+    shows_itself: whether a report page shows these parts too, instead of the whole table.
+    """
+
+    shows_itself: ClassVar[bool] = False
+
+    def inside(self) -> Html:
+        """What stands below the head."""
+        return Html("".join(map(text, self._html_parts())))
 
     def _html_head(self) -> str:
         return repr(self).splitlines()[0]
@@ -55,7 +66,7 @@ class Shown:
         return (table(made()),) if made is not None else ()
 
     def _repr_html_(self) -> str:
-        return card(self._html_head(), *self._html_parts())
+        return card(self._html_head(), self.inside())
 
 
 def text(value: Any) -> Html:
@@ -104,7 +115,7 @@ def table(of: Any, limit: int | None = ROWS_SHOWN) -> Html:
     head = tag("tr", *(tag("th", name, scope="col", class_=side) for name, side in zip(names, right)))
     written = [cells(column) for column in columns]
     body = [
-        tag("tr", *(tag("td", cell, class_=side or "ll-text") for cell, side in zip(row, right)))
+        tag("tr", *(tag("td", cell, class_=side or _kind(cell)) for cell, side in zip(row, right)))
         for row in zip(*written)
     ]
     more = note(f"{n_rows - len(body)} more of {n_rows} rows") if n_rows > len(body) else Html("")
@@ -165,6 +176,10 @@ def _columns(of: Any, limit: int | None) -> tuple[list[str], list[list[Any]], in
     names = list(dict.fromkeys(key for row in rows for key in row))
     kept = rows[:limit]
     return names, [[row.get(name) for row in kept] for name in names], len(rows)
+
+
+def _kind(cell: str) -> str:
+    return "ll-text" if len(cell) > _SHORT else "ll-short"
 
 
 def _inline(value: Any) -> Any:

@@ -1,20 +1,20 @@
 """One self-contained page: what was asked, what was found, with what, and what the model wrote.
 
-    report("page.html", title="Truth", question="Where can truth be read?",
-           highlights={"AUROC": best.auroc.short},
-           sections=[Section("Reading", [by_layer(sweep), sweep.table()])],
-           manifest={"model": lm.name, "seed": 0})
+    ll.report("page.html", title="Truth", question="Where can truth be read?",
+              method="A logistic probe at every block, on held-out creatures.", sources=["Alain and Bengio 2016"],
+              highlights={"AUROC": best.auroc},
+              sections=[ll.Section("Reading", [ll.plots.by_layer(sweep), sweep])],
+              manifest=ll.manifest(lm, seed=0))
 
-The page opens offline and carries everything. What a model wrote is shown and never run: the template
-escapes it, characters that hide or reorder text are written out, and a content security policy lets no
-script run but the page's own.
+The page opens offline and carries everything, the numbers for machines included (`latentlens report compare A B`). What
+a model wrote is shown and never run: the template escapes it, characters that hide or reorder text are written out, and
+a content security policy lets no script run but the page's own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,14 +24,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentlens.errors import BadInput
+from latentlens.values.markup import Html, Shown, table
 from latentlens.values.results import Estimate
 from latentlens.values.rollouts import Rollout, Rollouts
 from latentlens.values.visible import visible
+from latentlens.views.findings import Finding, findings
 
 if TYPE_CHECKING:
-    import pandas as pd
     from plotly.graph_objects import Figure
 
+FORMAT = 1  # of the numbers kept in the page
 _OPEN_AT_FIRST = 3
 _TOP = 30  # pixels left above a figure whose title stands in the page
 
@@ -45,11 +47,22 @@ class Captioned:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Blocks side by side, one below the other on a narrow screen; each under its own heading.
+
+    blocks: heading -> block.
+    """
+
+    blocks: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading and what stands below it, in order.
 
-    blocks: plotly figures, pandas frames, `Rollouts` (or a list of `Rollout`), plain text, or any of these
-    as `Captioned`.
+    blocks: plotly figures; result values (anything with `table()` or `to_frame()`), whose numbers are kept for
+        comparisons; pandas frames; `Rollouts` (or a list of `Rollout`); plain text; Html of `plots.highlight` and its
+        like; any of these as `Captioned`, or several as `Beside`.
     """
 
     title: str
@@ -64,6 +77,9 @@ def report(
     sections: Iterable[Section],
     manifest: Mapping[str, Any],
     highlights: Mapping[str, Any] | None = None,
+    method: str = "",
+    sources: Sequence[str] = (),
+    results: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the page, atomically. The same arguments give the same bytes.
 
@@ -72,9 +88,13 @@ def report(
         title: of the page.
         question: the one sentence that the page answers.
         sections: what was done and found, in order.
-        manifest: what a reader needs to repeat it: model, weights digest, versions, seeds, cache hits,
-            commands. Values may be mappings and lists.
+        manifest: what a reader needs to repeat it, from `ll.manifest(lm, seed=..., ...)`. Values may be mappings and
+            lists.
         highlights: the few numbers to see first, by name.
+        method: how it was done, in a few sentences.
+        sources: what the method comes from, one citation an item.
+        results: what to keep for comparisons beside the highlights and the result values among the blocks: Estimates,
+            numbers, words, frames or result values, by name.
 
     Returns: the path written.
     Raises: BadInput: a block of a kind that a page cannot show.
@@ -83,20 +103,27 @@ def report(
     from markupsafe import Markup
 
     figures: list[dict[str, Any]] = []
+    sections = list(sections)
     shown = [{"title": s.title, "blocks": [_block(b, figures) for b in s.blocks]} for s in sections]
     data = _json_in_html(figures)
+    told = [(str(k), _plain(v)) for k, v in manifest.items()]
+    kept = [one.to_json() for one in _kept(highlights or {}, sections, results or {})]
+    record = {"format": FORMAT, "title": title, "question": question, "manifest": dict(told), "findings": kept}
     # Unguessable from inside the page: text that contained its own digest would change it.
-    nonce = hashlib.sha256((data + repr(shown) + repr(manifest) + title + question).encode("utf-8", "replace"))
+    nonce = hashlib.sha256((data + repr(shown) + repr(record) + method + repr(sources)).encode("utf-8", "replace"))
     env = Environment(
         loader=PackageLoader("latentlens.views", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, finalize=lambda v: v if isinstance(v, Markup) else visible(str(v)),
+        lstrip_blocks=True, finalize=lambda v: Markup(v) if isinstance(v, (Markup, Html)) else visible(str(v)),
     )  # fmt: skip
     page = env.get_template("report.html.jinja").render(
         title=title,
         question=question,
         highlights=[(name, *_headline(value)) for name, value in (highlights or {}).items()],
         sections=shown,
-        manifest=[(str(k), _plain(v)) for k, v in manifest.items()],
+        method=method,
+        sources=list(sources),
+        manifest=told,
+        record=Markup(_json_in_html(record)),
         nonce=nonce.hexdigest()[:32],
         plotly=Markup(_plotly_js()) if figures else Markup(""),
         figures=Markup(data),
@@ -108,20 +135,56 @@ def _block(block: Any, figures: list[dict[str, Any]]) -> dict[str, Any]:
     """What the template needs to draw one block."""
     if isinstance(block, Captioned):
         return {**_block(block.content, figures), "caption": block.caption}
+    if isinstance(block, Html):
+        return {"kind": "html", "html": block, "caption": ""}
     if isinstance(block, str):
         return {"kind": "text", "paragraphs": block.strip().split("\n\n"), "caption": ""}
+    if isinstance(block, Beside):
+        sides = [{"title": title, "block": _block(one, figures)} for title, one in block.blocks.items()]
+        return {"kind": "beside", "sides": sides, "caption": ""}
     if hasattr(block, "to_plotly_json"):
         return _figure(block, figures)
-    if hasattr(block, "columns") and hasattr(block, "itertuples"):
-        return _table(block)
-    if isinstance(block, Rollouts) or (
-        isinstance(block, Sequence) and block and all(isinstance(r, Rollout) for r in block)
-    ):
-        return {"kind": "rollouts", "runs": [_run(r) for r in block], "open": _OPEN_AT_FIRST, "caption": ""}
+    if runs := _runs(block):
+        return {"kind": "rollouts", "runs": [_run(r) for r in runs], "open": _OPEN_AT_FIRST, "caption": ""}
+    if isinstance(block, Shown) and block.shows_itself:
+        return {"kind": "html", "html": block.inside(), "caption": ""}
+    made = getattr(block, "table", None) or getattr(block, "to_frame", None)
+    if made is not None or (hasattr(block, "columns") and hasattr(block, "itertuples")):
+        return {"kind": "html", "html": table(block if made is None else made(), None), "caption": ""}
     raise BadInput(
-        f"a report cannot show a {type(block).__name__}: give a plotly figure, a pandas frame (result.to_frame() or "
-        ".table()), Rollouts, text, or one of these as Captioned(...)"
+        f"a report cannot show a {type(block).__name__}: give a plotly figure, a result value, a pandas frame, "
+        "Rollouts, text, or one of these as Captioned(...)"
     )
+
+
+def _runs(block: Any) -> Sequence[Rollout]:
+    """The rollouts that a block consists of; none if it is something else."""
+    if isinstance(block, Rollouts) or (isinstance(block, Sequence) and all(isinstance(r, Rollout) for r in block)):
+        return block
+    return ()
+
+
+def _kept(highlights: Mapping[str, Any], sections: Sequence[Section], results: Mapping[str, Any]) -> list[Finding]:
+    """What is kept for machines: highlights, result values and frames among the blocks, and what was given."""
+    found = []
+    for name, value in highlights.items():
+        found += findings("highlights", {name: value[0] if isinstance(value, tuple) else value})
+    for section in sections:
+        for block in _flat(section.blocks):
+            if isinstance(block, (str, Rollouts)) or not (hasattr(block, "to_frame") or hasattr(block, "itertuples")):
+                continue
+            kind = type(block).__name__
+            found += findings(section.title if kind == "DataFrame" else f"{section.title}: {kind}", block)
+    for name, value in results.items():
+        is_table = hasattr(value, "to_frame") or hasattr(value, "itertuples") or isinstance(value, Mapping)
+        found += findings(name if is_table else "results", value if is_table else {name: value})
+    return list({one.key: one for one in found}.values())
+
+
+def _flat(blocks: Iterable[Any]) -> Iterable[Any]:
+    for block in blocks:
+        block = block.content if isinstance(block, Captioned) else block
+        yield from _flat(block.blocks.values()) if isinstance(block, Beside) else [block]
 
 
 def _figure(figure: Figure, figures: list[dict[str, Any]]) -> dict[str, Any]:
@@ -137,7 +200,7 @@ def _figure(figure: Figure, figures: list[dict[str, Any]]) -> dict[str, Any]:
         freed = max(layout.get("margin", {}).get("t", 100) - _TOP, 0)
         height -= freed
         layout |= {"height": height, "margin": {**layout.get("margin", {}), "t": _TOP}}
-    figures.append({"data": drawn["data"], "layout": layout})
+    figures.append({"data": drawn["data"], "layout": layout, "heading": heading, "subtitle": subtitle})
     about = {"number": len(figures) - 1, "height": int(height), "heading": heading, "subtitle": subtitle}
     return {"kind": "figure", **about, "caption": ""}
 
@@ -154,37 +217,6 @@ def _shown(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _shown(v) for k, v in value.items()}
     return [_shown(v) for v in value] if isinstance(value, list) else value
-
-
-def _table(frame: pd.DataFrame) -> dict[str, Any]:
-    import pandas as pd
-
-    numeric = [pd.api.types.is_numeric_dtype(t) and not pd.api.types.is_bool_dtype(t) for t in frame.dtypes]
-    return {
-        "kind": "table",
-        "columns": list(zip(map(str, frame.columns), numeric)),
-        "rows": list(zip(*(_column(frame.iloc[:, i]) for i in range(len(numeric))))),
-        "numeric": numeric,
-        "caption": "",
-    }
-
-
-def _column(values: Iterable[Any]) -> list[str]:
-    """Cells of one column; a column of whole numbers with gaps (pandas makes it float) stays whole."""
-    values = list(values)
-    floats = [v for v in values if isinstance(v, float) and math.isfinite(v)]
-    whole = bool(floats) and all(v.is_integer() for v in floats) and max(map(abs, floats)) > 1
-    return [_cell(v, whole) for v in values]
-
-
-def _cell(value: Any, whole: bool) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    if isinstance(value, Estimate):
-        return value.short
-    if isinstance(value, float):  # numpy's float64 is one
-        return f"{value:.0f}" if whole else f"{value:.2g}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"
-    return str(value)
 
 
 def _run(run: Rollout) -> dict[str, Any]:
