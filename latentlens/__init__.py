@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from latentlens import errors as errors
     from latentlens import organism as organism
     from latentlens.access.cache import ActivationCache as ActivationCache
+    from latentlens.access.cold import cold_gradients as cold_gradients
+    from latentlens.access.cold import cold_states as cold_states
     from latentlens.access.doses import measure_doses as measure_doses
     from latentlens.access.doses import per_token_kl as per_token_kl
     from latentlens.access.doses import unsteered_nll as unsteered_nll
@@ -36,13 +38,18 @@ if TYPE_CHECKING:
     from latentlens.access.model import LensModel as LensModel
     from latentlens.access.model import load as load
     from latentlens.access.preflight import preflight as preflight
+    from latentlens.access.reft import train_reft as train_reft
+    from latentlens.access.refusal import measure_refusal as measure_refusal
+    from latentlens.access.refusal import refusal_tokens as refusal_tokens
     from latentlens.access.sae import load_sae as load_sae
     from latentlens.access.sae_training import train_sae as train_sae
+    from latentlens.access.steered_codes import measure_effects as measure_effects
     from latentlens.access.sweep import sweep as sweep
     from latentlens.access.verdict_cache import cached as cached
     from latentlens.maths import agreement as agreement
     from latentlens.methods import answers as answers
     from latentlens.methods import calibrate as calibrate
+    from latentlens.methods import directions as directions
     from latentlens.methods import intention as intention
     from latentlens.methods import latents as latents
     from latentlens.methods import probe as probe
@@ -66,10 +73,13 @@ if TYPE_CHECKING:
     from latentlens.values.calibration import KlBudget as KlBudget
     from latentlens.values.calibration import ScoreThreshold as ScoreThreshold
     from latentlens.values.codes import Codes as Codes
+    from latentlens.values.direction_choice import DirectionChoice as DirectionChoice
     from latentlens.values.direction_table import cosines as cosines
     from latentlens.values.directions import Direction as Direction
+    from latentlens.values.effect_model import EffectModel as EffectModel
     from latentlens.values.gates import Condition as Condition
     from latentlens.values.gates import Gate as Gate
+    from latentlens.values.head_directions import HeadDirections as HeadDirections
     from latentlens.values.judging import Case as Case
     from latentlens.values.judging import Rubric as Rubric
     from latentlens.values.judging import Score as Score
@@ -172,6 +182,16 @@ _LAZY = {
     "EndpointWriter": ("latentlens.access.judge_endpoint", "EndpointWriter"),
     "cached": ("latentlens.access.verdict_cache", "cached"),
     "agreement": ("latentlens.maths.agreement", None),
+    "directions": ("latentlens.methods.directions", None),
+    "DirectionChoice": ("latentlens.values.direction_choice", "DirectionChoice"),
+    "EffectModel": ("latentlens.values.effect_model", "EffectModel"),
+    "HeadDirections": ("latentlens.values.head_directions", "HeadDirections"),
+    "cold_gradients": ("latentlens.access.cold", "cold_gradients"),
+    "cold_states": ("latentlens.access.cold", "cold_states"),
+    "measure_effects": ("latentlens.access.steered_codes", "measure_effects"),
+    "measure_refusal": ("latentlens.access.refusal", "measure_refusal"),
+    "refusal_tokens": ("latentlens.access.refusal", "refusal_tokens"),
+    "train_reft": ("latentlens.access.reft", "train_reft"),
     "calibrate": ("latentlens.methods.calibrate", None),
     "SAE": ("latentlens.values.sae", "SAE"),
     "Codes": ("latentlens.values.codes", "Codes"),

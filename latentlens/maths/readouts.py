@@ -53,7 +53,7 @@ def mean_difference(x: Tensor, labels: Tensor, strength: Tensor, rows: Tensor) -
     Source: Marks and Tegmark, The Geometry of Truth (arXiv 2310.06824), "mass mean"; strength is not used.
     """
     positive, negative = _class_means(x, labels, rows)
-    weights = _without_rounding(positive - negative, positive, negative)
+    weights = without_rounding(positive - negative, positive, negative)
     return Readouts(weights, -(weights * (positive + negative)).sum(-1) / 2)
 
 
@@ -80,19 +80,29 @@ def lda(x: Tensor, labels: Tensor, strength: Tensor, rows: Tensor, *, shrinkage:
         n1 = y.sum(1)
         n0 = n - n1
         half = (y @ z) / n1[:, None] - ((1 - y) @ z) / n0[:, None]  # (layers, columns, d)
-        between = n1 * n0 / n**2
-        # S_within = total - between * half half'; its mean diagonal is the target's.
-        diagonal = (values.sum(-1)[:, None] - between * half.square().sum(-1)).clamp_min(0) / z.shape[2]
-        s = share[:, None]
-        spectrum = (1 - s)[..., None] * values[:, None] + (s * diagonal)[..., None]
-        least = spectrum.amax(-1, keepdim=True) * 1e-10
-        inverse = torch.where(spectrum > least, 1 / spectrum.clamp_min(1e-300), torch.zeros_like(spectrum))
-        whitened = (half @ vectors) * inverse @ vectors.mT
-        gain = 1 - (1 - s) * between * (half * whitened).sum(-1)
-        w = whitened / gain.clamp_min(1e-6)[..., None] / std
+        w = whitened_difference(values, vectors, half, n1 * n0 / n**2, share) / std
         middle = mean + (((y @ z) / n1[:, None] + ((1 - y) @ z) / n0[:, None]) / 2) * torch.where(std.isinf(), 0, std)
         weights[:, at], intercepts[:, at] = w, (n1 / n0).log() - (w * middle).sum(-1)
     return Readouts(weights, intercepts)
+
+
+def whitened_difference(values: Tensor, vectors: Tensor, half: Tensor, between: Tensor, share: Tensor) -> Tensor:
+    """S^-1 half, S = (1 - s) S_within + s t I and S_within = S_total - between half half', by Sherman and Morrison.
+
+    Args:
+        values, vectors: eigenvalues (layers, d) and eigenvectors (layers, d, d) of S_total.
+        half: differences of class means (layers, columns, d), in the same coordinates.
+        between: n1 n0 / n^2 of every column. share: s of every layer; t is the mean of the diagonal of S_within.
+    Returns: (layers, columns, d).
+    """
+    diagonal = (values.sum(-1)[:, None] - between * half.square().sum(-1)).clamp_min(0) / values.shape[-1]
+    s = share[:, None]
+    spectrum = (1 - s)[..., None] * values[:, None] + (s * diagonal)[..., None]
+    least = spectrum.amax(-1, keepdim=True) * 1e-10
+    inverse = torch.where(spectrum > least, 1 / spectrum.clamp_min(1e-300), torch.zeros_like(spectrum))
+    whitened = (half @ vectors) * inverse @ vectors.mT
+    gain = 1 - (1 - s) * between * (half * whitened).sum(-1)
+    return whitened / gain.clamp_min(1e-6)[..., None]
 
 
 def ridge(x: Tensor, labels: Tensor, strength: Tensor, rows: Tensor) -> Readouts:
@@ -156,7 +166,7 @@ def _class_means(x: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tenso
     return tuple(first + (side / side.sum(1, keepdim=True)) @ shifted for side in (yes, no))  # type: ignore[return-value]
 
 
-def _without_rounding(difference: Tensor, *sides: Tensor) -> Tensor:
+def without_rounding(difference: Tensor, *sides: Tensor) -> Tensor:
     """Entries no larger than the rounding of float32 inputs become 0."""
     size = torch.stack([s.abs() for s in sides]).amax(0)
     return torch.where(difference.abs() > 1e-12 * size, difference, torch.zeros_like(difference))
@@ -189,3 +199,18 @@ def _ledoit_wolf(z: Tensor, values: Tensor) -> Tensor:
     distance = (values - target).square().sum(-1) / d
     noise = (z.square().sum(-1).square().sum(-1) / n - values.square().sum(-1)) / (n * d)
     return (noise.clamp_min(0) / distance.clamp_min(1e-300)).clamp_max(1.0)
+
+
+def oas_share(values: Tensor, n: int) -> Tensor:
+    """Optimal share of the identity for normal rows, (layers,), from the spectrum alone: rows need not be kept.
+
+        s = min(1, (mean S_ij^2 + t^2) / ((n + 1) (mean S_ij^2 - t^2 / d)))        t: mean of the eigenvalues
+
+    Source: Chen, Wiesel, Eldar and Hero, IEEE Transactions on Signal Processing 58 (2010), as scikit-learn's OAS.
+    """
+    d = values.shape[-1]
+    alpha, target = values.square().sum(-1) / d**2, values.mean(-1)
+    least = (n + 1) * (alpha - target.square() / d)
+    return torch.where(
+        least > 0, (alpha + target.square()) / least.clamp_min(1e-300), torch.ones_like(least)
+    ).clamp_max(1)
