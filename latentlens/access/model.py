@@ -38,6 +38,7 @@ from latentlens.values.where import resolve
 if TYPE_CHECKING:
     from latentlens.access.check import CheckReport
     from latentlens.values.codes import Codes
+    from latentlens.values.layer_lens import LayerLens
     from latentlens.values.mediation import Mediation, Patched
     from latentlens.values.sae import SAE
 
@@ -216,6 +217,15 @@ class LensModel(Shown):
         from latentlens.access.sae import encode
 
         return encode(self, sae, inputs, where, **options)
+
+    def logit_lens(self, inputs: Any, sites: Any = ("resid_pre[0]", "resid_post[*]"), **options: Any) -> LayerLens:
+        """What the model would say next if it stopped after each block: its own final norm and unembedding, everywhere.
+
+        Args: inputs, sites, options: as for `access.logit_lens.logit_lens` (`where`, `k`, `watch`, `steer`, ...).
+        """
+        from latentlens.access.logit_lens import logit_lens
+
+        return logit_lens(self, inputs, sites, **options)
 
     def forecast(
         self, inputs: Any, sites: SiteSpec = "resid_post[*]", where: Any = "all", pool: Any = None, **options: Any
