@@ -41,6 +41,19 @@ def test_every_combination_equals_its_own_generate(lm):
     assert frame.attrs == {"rows_run": 18, "rows_found": 0}
 
 
+def test_every_prompt_may_have_seeds_of_its_own(lm):
+    both = ll.sweep(lm, ROWS, PLANS, seeds=[0, 7], max_new_tokens=5, stop_ids=())
+    own = ll.sweep(lm, ROWS, PLANS, seeds=[[7], [0, 7], (0,)], max_new_tokens=5, stop_ids=())
+    assert len(own) == 3 * 4
+    for line in own.itertuples():
+        same = both[(both.plan == line.plan) & (both.prompt_index == line.prompt_index) & (both.seed == line.seed)]
+        assert same["generated"].tolist() == [line.generated]
+    assert sorted(zip(own["prompt_index"], own["seed"]))[::3] == [(0, 7), (1, 0), (1, 7), (2, 0)]
+    for wrong in ([[0], [1]], [[0], 1, [2]], [], [[0], [], [1]]):
+        with pytest.raises(BadInput, match="seeds"):
+            ll.sweep(lm, ROWS, PLANS, seeds=wrong, max_new_tokens=5)
+
+
 def test_plans_that_do_nothing_are_paired_with_the_clean_rows_token_for_token(lm):
     same = {"none": None, "nothing": ll.Add(direction(0), 0.0), "scale 1": ll.Scale(direction(3), 1.0)}
     frame = ll.sweep(lm, ROWS, same, seeds=range(4), max_new_tokens=6, stop_ids=())

@@ -32,7 +32,7 @@ def sweep(
     lm: LensModel,
     prompts: Any,
     plans: Mapping[str, Any] | Sequence[Any],
-    seeds: Iterable[int] = (0,),
+    seeds: Iterable[Any] = (0,),
     *,
     max_new_tokens: int = 64,
     temperature: float = 1.0,
@@ -50,6 +50,7 @@ def sweep(
         plans: {"label": plan}; a plan is as for `generate`, the same for all prompts or a list with one per prompt.
             A list of plans is labelled by what they say. Include one that does nothing ({"none": None}) to have
             the comparison.
+        seeds: the same for all prompts; or a list with one list of seeds per prompt, for trials with seeds of their own.
         record: sites or a `Record`; each reading becomes a column of arrays (n_positions, width), named
             "after resid_post[3]", with the positions in the column "positions".
         folder: where finished rows are kept. The same call on the same folder runs only what is missing; what was
@@ -63,12 +64,13 @@ def sweep(
     if not seeds:
         raise BadInput("seeds= is empty: give at least one")
     rows = lm._reader.rows(prompts, continue_last=True, room=max_new_tokens)
+    each = _seeds(seeds, len(rows))
     how = decoding(lm, max_new_tokens, temperature, stop_ids, allow_idle)
     requests, place = [], []
     for label, plan in labelled.items():
         given, ready = lm._steered(plan, len(rows))
         for i, row in enumerate(rows):
-            for seed in seeds:
+            for seed in each[i]:
                 requests.append(Request(row, seed, 0, ready[i]))
                 place.append((i, label, given[i]))
     store = _Store(Path(folder) if folder is not None else None)
@@ -84,6 +86,20 @@ def sweep(
         todo, at = [requests[n] for n in missing], [place[n] for n in missing]
         run(lm, todo, [i for i, _, _ in at], [plan for _, _, plan in at], how, record, keep)
     return _frame(store, keys, place, requests, len(missing))
+
+
+def _seeds(seeds: list[Any], n_rows: int) -> list[list[int]]:
+    """The seeds of every prompt."""
+    per_prompt = [isinstance(one, (list, tuple)) for one in seeds]
+    if not any(per_prompt):
+        each = [seeds] * n_rows
+    elif all(per_prompt) and len(seeds) == n_rows:
+        each = [list(one) for one in seeds]
+    else:
+        raise BadInput(f"seeds= are numbers, or one list of them for each of {n_rows} prompts: {str(seeds)[:60]} came")
+    if not all(each):
+        raise BadInput("seeds= holds an empty list: give every prompt at least one")
+    return each
 
 
 def _labelled(plans: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
