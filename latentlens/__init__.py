@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from latentlens.access.judge_endpoint import Endpoint as Endpoint
     from latentlens.access.judge_endpoint import EndpointJudge as EndpointJudge
     from latentlens.access.judge_endpoint import EndpointWriter as EndpointWriter
+    from latentlens.access.mediators import mediators as mediators
     from latentlens.access.model import LensModel as LensModel
     from latentlens.access.model import load as load
     from latentlens.access.preflight import preflight as preflight
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from latentlens.methods import directions as directions
     from latentlens.methods import intention as intention
     from latentlens.methods import latents as latents
+    from latentlens.methods import mediation as mediation
     from latentlens.methods import probe as probe
     from latentlens.methods import recoverability as recoverability
     from latentlens.methods import selection as selection
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from latentlens.values.activations import Activations as Activations
     from latentlens.values.adaptive import AdaptiveAdd as AdaptiveAdd
     from latentlens.values.adaptive import ShortfallAdd as ShortfallAdd
+    from latentlens.values.answer_metrics import LogitDifference as LogitDifference
     from latentlens.values.calibration import DoseResponse as DoseResponse
     from latentlens.values.calibration import KlBudget as KlBudget
     from latentlens.values.calibration import ScoreThreshold as ScoreThreshold
@@ -83,8 +86,12 @@ if TYPE_CHECKING:
     from latentlens.values.judging import Case as Case
     from latentlens.values.judging import Rubric as Rubric
     from latentlens.values.judging import Score as Score
+    from latentlens.values.latent_patches import PatchLatents as PatchLatents
     from latentlens.values.latents import EditLatents as EditLatents
     from latentlens.values.latents import ablate as ablate
+    from latentlens.values.mediation import Mediation as Mediation
+    from latentlens.values.mediation import Patched as Patched
+    from latentlens.values.mediators import Mediator as Mediator
     from latentlens.values.operations import Add as Add
     from latentlens.values.operations import Affine as Affine
     from latentlens.values.operations import Clamp as Clamp
@@ -97,6 +104,8 @@ if TYPE_CHECKING:
     from latentlens.values.probe_report import ProbeReport as ProbeReport
     from latentlens.values.replacements import AddAt as AddAt
     from latentlens.values.replacements import Patch as Patch
+    from latentlens.values.replacements import PatchAlong as PatchAlong
+    from latentlens.values.replacements import PatchUnits as PatchUnits
     from latentlens.values.results import Arm as Arm
     from latentlens.values.results import Estimate as Estimate
     from latentlens.values.results import ProbeSweep as ProbeSweep
@@ -140,6 +149,15 @@ _LAZY = {
     "ConceptEdit": ("latentlens.values.operations", "ConceptEdit"),
     "NormPreservingAdd": ("latentlens.values.rotations", "NormPreservingAdd"),
     "Patch": ("latentlens.values.replacements", "Patch"),
+    "PatchAlong": ("latentlens.values.replacements", "PatchAlong"),
+    "PatchLatents": ("latentlens.values.latent_patches", "PatchLatents"),
+    "PatchUnits": ("latentlens.values.replacements", "PatchUnits"),
+    "LogitDifference": ("latentlens.values.answer_metrics", "LogitDifference"),
+    "Mediation": ("latentlens.values.mediation", "Mediation"),
+    "Mediator": ("latentlens.values.mediators", "Mediator"),
+    "Patched": ("latentlens.values.mediation", "Patched"),
+    "mediation": ("latentlens.methods.mediation", None),
+    "mediators": ("latentlens.access.mediators", "mediators"),
     "ProjectOut": ("latentlens.values.operations", "ProjectOut"),
     "Reflect": ("latentlens.values.rotations", "Reflect"),
     "RelativeAdd": ("latentlens.values.operations", "RelativeAdd"),

@@ -121,7 +121,7 @@ def capture(
     """
     started = time.perf_counter()
     out = Outcome({})
-    sequences = _sequences(plan)
+    sequences = row_sequences(plan.rows, plan.plans)
     owners = _unique(plan, sequences)
     missing = {first: list(plan.sites) for first in owners}
     spans = _spans(plan.counts)
@@ -186,17 +186,18 @@ def forecast_bytes(plan: Plan, layout: Layout, missing: Mapping[int, Sequence[Si
     return itemsize * sum(counts[i] * width[site] for i, sites in wanted.items() for site in sites)
 
 
-def _sequences(plan: Plan) -> list[str]:
+def row_sequences(rows: Sequence[TokenRow], plans: Sequence[Steered]) -> list[str]:
     """Content key of every row: its token ids, and, for a steered row, its labels and what is done to it.
 
     Where an edit acts depends on the prompt's length and the labels of a row, not on its token ids alone.
+
+    Args: plans: one a row, or none at all.
     """
-    if not any(plan.plans):
-        return [row.digest for row in plan.rows]
-    marks = {steer: plan_fingerprint(steer) for steer in dict.fromkeys(plan.plans)}
+    if not any(plans):
+        return [row.digest for row in rows]
+    marks = {steer: plan_fingerprint(steer) for steer in dict.fromkeys(plans)}
     return [
-        f"{row.labelled_digest}|{marks[steer]}" if steer else row.digest
-        for row, steer in zip(plan.rows, plan.plans, strict=True)
+        f"{row.labelled_digest}|{marks[steer]}" if steer else row.digest for row, steer in zip(rows, plans, strict=True)
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +55,32 @@ def gather(width: int, chosen: Sequence[Sequence[Sequence[int]]], pooled: bool) 
     return Gather(index, torch.tensor(segment) if pooled else None, n if pooled else len(flat))
 
 
+def last_positions(rows: Sequence[TokenRow], width: int) -> Gather:
+    """The Gather of the last position of every row."""
+    return gather(width, [[(len(row) - 1,)] for row in rows], pooled=False)
+
+
+def inputs_of(layout: Layout, rows: Sequence[TokenRow], width: int) -> dict[str, Any]:
+    """Arguments of a forward over rows padded on the right to a width."""
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row.ids)
+    inputs: dict[str, Any] = {"input_ids": ids.to(layout.device), "use_cache": False}
+    if layout.accepts_position_ids:
+        inputs["position_ids"] = torch.arange(width, device=layout.device)[None]
+    return inputs
+
+
+def picking_head(layout: Layout, picked: Gather) -> tuple[Tap, Callback]:
+    """Hands the unembedding the kept positions only, as a batch of one row, so that it works on nothing else."""
+    head = layout.tap(Site("logits"))
+
+    def pick(states: Tensor) -> Tensor:
+        return states.reshape(1, -1, states.shape[-1]).index_select(1, picked.flat.to(states.device))
+
+    return Tap(head.module, "in", head.name), pick
+
+
 def read(
     layout: Layout,
     rows: Sequence[TokenRow],
@@ -75,13 +102,7 @@ def read(
     """
     width = max(map(len, rows))
     picked = keep(width)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row.ids)
-    inputs = {"input_ids": ids.to(layout.device), "use_cache": False}
-    if layout.accepts_position_ids:
-        inputs["position_ids"] = torch.arange(width, device=layout.device)[None]
-
+    inputs = inputs_of(layout, rows, width)
     # Edits below the deepest reading cannot change it, and an edit that is never reached would be an error.
     deepest = max(sites, key=lambda site: site.depth)
     reached = [tuple(item for item in plan if item.site.depth <= deepest.depth) for plan in plans or [()] * len(rows)]
@@ -101,7 +122,7 @@ def read(
     calls = edits.calls()
     calls += [(layout.tap(site), keep_at(site)) for site in sites if site.point != "logits"]
     if any(site.point == "logits" for site in sites):
-        calls.append((_head_input(layout), lambda states: _picked_rows(picked, states)))
+        calls.append(picking_head(layout, picked))
         run = layout.model
     else:
         calls.append((_stop_at(layout, deepest), _stop))
@@ -118,21 +139,11 @@ def read(
     return found
 
 
-def _picked_rows(picked: Gather, states: Tensor) -> Tensor:
-    """The kept positions only, as a batch of one row, so that the unembedding works on nothing else."""
-    return states.reshape(1, -1, states.shape[-1]).index_select(1, picked.flat.to(states.device))
-
-
 def _pooled(picked: Gather, values: Tensor) -> Tensor:
     if picked.segment is None:
         return values
     everything = torch.arange(len(values))
     return Gather(everything, picked.segment, picked.n_out)(values)
-
-
-def _head_input(layout: Layout) -> Tap:
-    head = layout.tap(Site("logits"))
-    return Tap(head.module, "in", head.name)
 
 
 def _stop_at(layout: Layout, deepest: Site) -> Tap:

@@ -213,11 +213,16 @@ def cluster_bootstrap(
             f"the statistic is defined in {len(found)} of {n} resamples of {n_groups} groups: "
             "give more groups, or groups that hold both classes"
         )
+    low, high = expanded_quantiles(found, n_groups, level)
+    return float(low), float(high)
+
+
+def expanded_quantiles(draws: NDArray[np.float64], n_groups: int, level: float) -> NDArray[np.float64]:
+    """Ends of the interval of resampled statistics, as in `cluster_bootstrap`: (draws, ...) -> (2, ...)."""
     _z(level)  # refuses what is no coverage
     spread = np.sqrt(n_groups / (n_groups - 1)) * student_t.ppf((1 + level) / 2, n_groups - 1)
     tail = norm.cdf(-spread)
-    low, high = np.quantile(found, [tail, 1 - tail])
-    return float(low), float(high)
+    return np.quantile(draws, [tail, 1 - tail], axis=0)
 
 
 def _resampled(statistic: Callable[..., float], rows: list[NDArray[Any]], codes: NDArray, drawn: NDArray) -> NDArray:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from latentlens.errors import BadInput
+from latentlens.values.directions import Direction
 
 
 def dot(h: Tensor, u: Tensor) -> Tensor:
@@ -19,6 +21,13 @@ def dot(h: Tensor, u: Tensor) -> Tensor:
 def length(h: Tensor) -> Tensor:
     """(n, 1): |h|."""
     return h.norm(dim=-1, keepdim=True)
+
+
+def span(directions: Sequence[Direction]) -> Tensor:
+    """Orthonormal basis of what directions span, (d, rank), float32."""
+    vectors = torch.stack([d.unit.double() for d in directions], 1)
+    left, sizes, _ = torch.linalg.svd(vectors, full_matrices=False)
+    return left[:, sizes > 1e-6].float()
 
 
 def number(value: Any, name: str) -> float:

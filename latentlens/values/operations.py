@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from latentlens.errors import BadInput
-from latentlens.values.arguments import dot, known_unit, length, number, put, vectors_of
+from latentlens.values.arguments import dot, known_unit, length, number, put, span, vectors_of
 from latentlens.values.directions import Direction
 from latentlens.values.interventions import Intervention, Unit
 
@@ -184,9 +184,7 @@ class ProjectOut(Intervention):
 
     def tensors(self) -> Mapping[str, Tensor]:
         """Orthonormal basis Q, (d, rank)."""
-        vectors = torch.stack([d.unit.double() for d in self.directions], 1)
-        left, sizes, _ = torch.linalg.svd(vectors, full_matrices=False)
-        return {"basis": left[:, sizes > 1e-6].float()}
+        return {"basis": span(self.directions)}
 
     @staticmethod
     def formula(h: Tensor, *, basis: Tensor) -> Tensor:

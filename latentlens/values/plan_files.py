@@ -47,6 +47,7 @@ def load_plan(path: str | Path, *, saes: Sequence[Any] = ()) -> Plan:
 
     import latentlens.values.adaptive
     import latentlens.values.gates
+    import latentlens.values.latent_patches
     import latentlens.values.latents
     import latentlens.values.operations
     import latentlens.values.replacements
