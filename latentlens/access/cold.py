@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,17 @@ if TYPE_CHECKING:
     from latentlens.access.model import LensModel
 
 
+_STEP = 1e-4  # of the norm of the weights
+
+
+class ColdStates(NamedTuple):
+    """States before and after the step, and its size."""
+
+    plain: Activations
+    moved: Activations
+    eps: float
+
+
 def cold_states(
     lm: LensModel,
     examples: Sequence[Any],
@@ -33,26 +44,29 @@ def cold_states(
     rejected: Sequence[Any] | None = None,
     where: Any = "all",
     pool: Any = None,
-    eps: float = 1e-4,
+    eps: float | None = None,
     beta: float = 0.1,
     dtype: torch.dtype = torch.float64,
-) -> tuple[Activations, Activations]:
+) -> ColdStates:
     """States of `inputs`, and what they become when the weights move by eps times the gradient of a loss.
 
         g = grad_theta L,    L = mean NLL of the examples' answers, or with `rejected`
         L = -mean log sigmoid(beta (log p(chosen) - log p(rejected) - the same before the step))         DPO
 
     Log probabilities are means per token, as in the published code. The gradient step is made on a COPY of the model in
-    `dtype`; the model itself gets no gradient and is not changed. float64, because the difference of two forwards at
-    eps 1e-4 is lost in the rounding of float32.
+    `dtype`; the model itself gets no gradient and is not changed.
+
+    TRAP: a fixed eps is lost in rounding where gradients are small: norms and softmax run in float32 even in a float64
+    model, so eps 1e-6 gave noise here. The default moves the weights by 1e-4 of their norm.
 
     Args:
         examples: chats that end with the wanted answer. rejected: with as many unwanted ones, for DPO.
         inputs, where, pool: whose states; as for `lm.activations`.
         site: one or several sites.
-        eps: step; beta: of DPO. dtype: of the copy.
+        eps: the step; None: 1e-4 |theta| / |g|, over the weights that the loss depends on.
+        beta: of DPO. dtype: of the copy.
 
-    Returns: (plain, moved), the same rows of both: the arguments of `directions.cold_edit` and `cold_direction`.
+    Returns: (plain, moved, eps), the same rows of both: `directions.cold_direction(*ll.cold_states(...))`.
     Raises: TooFewExamples: no example. BadInput: a quantised model; examples without answers; counts differ.
     Source: COLD-Steer, github.com/Ksartik/cold-steer, with eps .01 there in the model's own type.
     """
@@ -60,16 +74,19 @@ def cold_states(
 
     if lm.quantization:
         raise BadInput(f"{lm.name} is quantised ({lm.quantization}) and has no gradients: load it in full precision")
-    if not (eps > 0 and beta > 0):
+    if not beta > 0 or not (eps is None or eps > 0):
         raise BadInput(f"eps={eps} and beta={beta}: both are positive")
     twin = copy.deepcopy(lm.model).to(dtype)
     other = load(twin, tokenizer=lm.tokenizer, cache=False)
     plain = other.activations(inputs, sites=site, where=where, pool=pool)
     gradients = _gradient(other, examples, rejected, beta)
     with torch.no_grad():
+        if eps is None:
+            theta, g = (_length(side) for side in zip(*gradients, strict=True))
+            eps = _STEP * theta / max(g, 1e-300)
         for parameter, gradient in gradients:
             parameter += eps * gradient
-    return plain, other.activations(inputs, sites=site, where=where, pool=pool)
+    return ColdStates(plain, other.activations(inputs, sites=site, where=where, pool=pool), eps)
 
 
 def cold_gradients(
@@ -131,6 +148,10 @@ def _gradient(
             parts = torch.autograd.grad(nll.sum() / len(chosen), weights, allow_unused=True)
             total = [b if a is None else a if b is None else a + b for a, b in zip(total, parts, strict=True)]
     return [(w, g) for w, g in zip(weights, total, strict=True) if g is not None]
+
+
+def _length(tensors: Sequence[Tensor]) -> float:
+    return sum(float(t.double().square().sum()) for t in tensors) ** 0.5
 
 
 def _nll(layout: Layout, rows: Sequence[TokenRow]) -> Tensor:

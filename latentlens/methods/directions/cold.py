@@ -3,7 +3,8 @@
     theta' = theta + eps grad L(theta)           L: loss of a few examples
     z' = z - eta (z(theta') - z(theta)) / eps    a directional derivative, by two forwards
 
-`ll.cold_states(lm, examples, prompts, ...)` runs both; here the states become a direction or an edit.
+`ll.cold_states(lm, examples, prompts, ...)` runs both; here the states become a direction or an edit:
+`cold_direction(*ll.cold_states(lm, examples, prompts, site))`.
 """
 
 from __future__ import annotations
