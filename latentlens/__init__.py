@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from latentlens.access.cache import ActivationCache as ActivationCache
     from latentlens.access.cold import cold_gradients as cold_gradients
     from latentlens.access.cold import cold_states as cold_states
+    from latentlens.access.contrast import contrast as contrast
     from latentlens.access.doses import measure_doses as measure_doses
     from latentlens.access.doses import per_token_kl as per_token_kl
     from latentlens.access.doses import unsteered_nll as unsteered_nll
@@ -35,17 +36,21 @@ if TYPE_CHECKING:
     from latentlens.access.judge_endpoint import Endpoint as Endpoint
     from latentlens.access.judge_endpoint import EndpointJudge as EndpointJudge
     from latentlens.access.judge_endpoint import EndpointWriter as EndpointWriter
+    from latentlens.access.judged_sweep import judged_sweep as judged_sweep
     from latentlens.access.mediators import mediators as mediators
     from latentlens.access.model import LensModel as LensModel
     from latentlens.access.model import load as load
     from latentlens.access.preflight import preflight as preflight
+    from latentlens.access.preventative import preventing as preventing
     from latentlens.access.reft import train_reft as train_reft
     from latentlens.access.refusal import measure_refusal as measure_refusal
     from latentlens.access.refusal import refusal_tokens as refusal_tokens
     from latentlens.access.sae import load_sae as load_sae
     from latentlens.access.sae_training import train_sae as train_sae
+    from latentlens.access.screening import screen as screen
     from latentlens.access.steered_codes import measure_effects as measure_effects
     from latentlens.access.sweep import sweep as sweep
+    from latentlens.access.trait_writing import write_trait as write_trait
     from latentlens.access.verdict_cache import cached as cached
     from latentlens.maths import agreement as agreement
     from latentlens.methods import answers as answers
@@ -54,6 +59,10 @@ if TYPE_CHECKING:
     from latentlens.methods import intention as intention
     from latentlens.methods import latents as latents
     from latentlens.methods import mediation as mediation
+    from latentlens.methods import persona as persona
+    from latentlens.methods import persona_algebra as persona_algebra
+    from latentlens.methods import persona_monitoring as persona_monitoring
+    from latentlens.methods import persona_screening as persona_screening
     from latentlens.methods import probe as probe
     from latentlens.methods import recoverability as recoverability
     from latentlens.methods import selection as selection
@@ -120,6 +129,7 @@ if TYPE_CHECKING:
     from latentlens.values.sae import SAE as SAE
     from latentlens.values.schedules import Schedule as Schedule
     from latentlens.values.sites import Site as Site
+    from latentlens.values.traits import Trait as Trait
     from latentlens.values.where import PerRow as PerRow
     from latentlens.values.where import Where as Where
     from latentlens.views.manifest import manifest as manifest
@@ -199,6 +209,16 @@ _LAZY = {
     "EndpointJudge": ("latentlens.access.judge_endpoint", "EndpointJudge"),
     "EndpointWriter": ("latentlens.access.judge_endpoint", "EndpointWriter"),
     "cached": ("latentlens.access.verdict_cache", "cached"),
+    "Trait": ("latentlens.values.traits", "Trait"),
+    "contrast": ("latentlens.access.contrast", "contrast"),
+    "judged_sweep": ("latentlens.access.judged_sweep", "judged_sweep"),
+    "preventing": ("latentlens.access.preventative", "preventing"),
+    "screen": ("latentlens.access.screening", "screen"),
+    "write_trait": ("latentlens.access.trait_writing", "write_trait"),
+    "persona": ("latentlens.methods.persona", None),
+    "persona_algebra": ("latentlens.methods.persona_algebra", None),
+    "persona_monitoring": ("latentlens.methods.persona_monitoring", None),
+    "persona_screening": ("latentlens.methods.persona_screening", None),
     "agreement": ("latentlens.maths.agreement", None),
     "directions": ("latentlens.methods.directions", None),
     "DirectionChoice": ("latentlens.values.direction_choice", "DirectionChoice"),

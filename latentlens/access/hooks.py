@@ -3,7 +3,8 @@
 A hook acts only for the plan that installed it and only in the thread (context) that entered the
 plan: the plans in force live in a `ContextVar`, so eight threads with eight plans on one model do not
 see each other. Plans nest: the outer plan's hooks run first. Hooks are gone when the `with` ends, by an
-exception or an interrupt too; hooks of other people are left alone.
+exception or an interrupt too; hooks of other people are left alone. `while_training` alone looks at the module's mode
+instead: a training recomputes forwards in threads of its own.
 """
 
 from __future__ import annotations
@@ -63,12 +64,33 @@ def hooked(calls: Sequence[tuple[Tap, Callback]], shape: tuple[int, int] | None 
     token = _IN_FORCE.set((*_IN_FORCE.get(), plan))
     try:
         for tap, callback in calls:
-            handles.append(_register(tap, callback, plan, fired, shape))
+            handles.append(_register(tap, callback, lambda _: plan in _IN_FORCE.get(), fired, shape))
         yield fired
     finally:
         for handle in handles:
             handle.remove()
         _IN_FORCE.reset(token)
+
+
+@contextmanager
+def while_training(calls: Sequence[tuple[Tap, Callback]]) -> Iterator[Counter[str]]:
+    """Run callbacks in every forward of a module in training mode, in whichever thread, while the `with` lasts.
+
+    Gradient checkpointing runs forwards again during the backward pass, in threads of autograd that know nothing of the
+    caller's context; evaluation between training steps (`module.eval()`) is left alone.
+
+    Args, Yields, Raises: as `hooked`.
+    """
+    fired = Counter({repr(tap): 0 for tap, _ in calls})
+    handles: list[Any] = []
+    refuse_compiled([tap.module for tap, _ in calls])
+    try:
+        for tap, callback in calls:
+            handles.append(_register(tap, callback, lambda module: module.training, fired, None))
+        yield fired
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -111,7 +133,13 @@ def require_fired(fired: Counter[str]) -> None:
         )
 
 
-def _register(tap: Tap, callback: Callback, plan: object, fired: Counter[str], shape: tuple[int, int] | None) -> Any:
+def _register(
+    tap: Tap,
+    callback: Callback,
+    acts: Callable[[nn.Module], bool],
+    fired: Counter[str],
+    shape: tuple[int, int] | None,
+) -> Any:
     name = repr(tap)
 
     def act(tensor: Tensor) -> Tensor | None:
@@ -121,8 +149,8 @@ def _register(tap: Tap, callback: Callback, plan: object, fired: Counter[str], s
         new = callback(seen)
         return new.reshape(tensor.shape) if flat and new is not None else new
 
-    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if plan not in _IN_FORCE.get():
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not acts(module):
             return None
         if args and isinstance(args[0], Tensor):
             new = act(args[0])
@@ -131,8 +159,8 @@ def _register(tap: Tap, callback: Callback, plan: object, fired: Counter[str], s
         new = act(kwargs[key])
         return None if new is None else (args, {**kwargs, key: new})
 
-    def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        if plan not in _IN_FORCE.get():
+    def after(module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        if not acts(module):
             return None
         if isinstance(output, Tensor):
             return act(output)
