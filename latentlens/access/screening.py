@@ -54,20 +54,17 @@ def screen(
         own: column with the model's own answers, if they are there; None lets the model write them.
         temperature, max_new_tokens, seed: of its own answers. folder: where those are kept.
         piece: rows read at a time.
-    Returns: what came, with the columns `own_response`, `train_projection`, `own_projection` and `difference`; a list comes
-        back as a pandas frame. NaN where an answer is empty.
+    Returns: what came, with the columns `own_response`, `train_projection`, `own_projection` and `difference`; a list
+        comes back as a pandas frame. NaN where an answer is empty.
     Raises: BadInput: a column that is missing or already there. What `lm.activations` and `ll.sweep` raise.
     Source: Persona Vectors (arXiv 2507.21509), data screening.
     """
     chats, answers = _read(data, prompt, response)
-    names = (
-        list(data[0]) if isinstance(data, list) else list(getattr(data, "column_names", getattr(data, "columns", [])))
-    )
-    for name in COLUMNS:
-        if name in names:
-            raise BadInput(
-                f"the data has a column {name!r} already: rename it, or drop what an earlier screening wrote"
-            )
+    taken = set(COLUMNS) & set(list(data[0]) if isinstance(data, (list, tuple)) else _names(data))
+    if taken:
+        raise BadInput(
+            f"the data has a column {min(taken)!r} already: drop what an earlier screening wrote, or rename it"
+        )
     if own is None:
         how = {"temperature": temperature, "max_new_tokens": max_new_tokens, "folder": folder}
         texts = sweep(lm, chats, {"own": None}, [seed], **how)["text"].tolist()
@@ -115,10 +112,13 @@ def _column(data: Any, name: str) -> list[Any]:
         if missing:
             raise BadInput(f"row {missing[0]} has no {name!r}; it has {', '.join(map(str, data[missing[0]]))}")
         return [row[name] for row in data]
-    columns = list(getattr(data, "column_names", getattr(data, "columns", [])))
-    if name not in columns:
-        raise BadInput(f"the data has no column {name!r}; it has {', '.join(map(str, columns)) or 'none'}")
+    if name not in _names(data):
+        raise BadInput(f"the data has no column {name!r}; it has {', '.join(map(str, _names(data))) or 'none'}")
     return list(data[name])
+
+
+def _names(data: Any) -> list[Any]:
+    return list(getattr(data, "column_names", getattr(data, "columns", [])))
 
 
 def _with_columns(data: Any, columns: Mapping[str, Any]) -> Any:
