@@ -1,10 +1,40 @@
 """Figures: one function a question, a result in, a plotly Figure out. plotly is imported when one is drawn.
 
-by_layer(sweep)             where in the model can the label be read?
-steering_effect(effect)     does the direction change what the model does, and does any other?
+by_layer(sweep)                 where in the model can the label be read?
+steering_effect(effect)         does the direction change what the model does, and does any other?
+token_layers(acts, direction)   where along the text and the depth is it?
+highlight(acts, direction)      which tokens hold it? (coloured text)
+logit_lens(lens)                what would the model say if it stopped here?
+lens_at(lens, row=-1)           which block decides what follows?
+paths(of)                       how do the states travel through a text?
+dose_response(found)            how does the effect grow with strength, and where does the text break?
+cosine_map(directions)          are these directions related?
+latent_dashboard(codes, 17)     what is this latent? (a page)
+patching_map(found)             where is the effect carried?
+carriers(found)                 by which parts, and more than by chance?
 """
 
+from latentlens.views.figures.directions import cosine_map
+from latentlens.views.figures.doses import dose_response
+from latentlens.views.figures.latents import latent_dashboard
+from latentlens.views.figures.lens import lens_at, logit_lens
+from latentlens.views.figures.patching import carriers, patching_map
+from latentlens.views.figures.paths import paths
 from latentlens.views.figures.probing import by_layer
 from latentlens.views.figures.steering import steering_effect
+from latentlens.views.figures.tokens import highlight, token_layers
 
-__all__ = ["by_layer", "steering_effect"]
+__all__ = [
+    "by_layer",
+    "carriers",
+    "cosine_map",
+    "dose_response",
+    "highlight",
+    "latent_dashboard",
+    "lens_at",
+    "logit_lens",
+    "patching_map",
+    "paths",
+    "steering_effect",
+    "token_layers",
+]
