@@ -52,13 +52,18 @@ if TYPE_CHECKING:
     from latentlens.access.sweep import sweep as sweep
     from latentlens.access.trait_writing import write_trait as write_trait
     from latentlens.access.verdict_cache import cached as cached
+    from latentlens.access.writes import token_writes as token_writes
     from latentlens.maths import agreement as agreement
+    from latentlens.methods import act as act
     from latentlens.methods import answers as answers
     from latentlens.methods import calibrate as calibrate
+    from latentlens.methods import code_language as code_language
     from latentlens.methods import directions as directions
+    from latentlens.methods import gact as gact
     from latentlens.methods import intention as intention
     from latentlens.methods import latents as latents
     from latentlens.methods import mediation as mediation
+    from latentlens.methods import neurons as neurons
     from latentlens.methods import persona as persona
     from latentlens.methods import persona_algebra as persona_algebra
     from latentlens.methods import persona_monitoring as persona_monitoring
@@ -247,7 +252,12 @@ _LAZY = {
     "identity_test": ("latentlens.methods.identity_test", "identity_test"),
     "fit_sdm": ("latentlens.methods.sdm", "fit_sdm"),
     "cosines": ("latentlens.values.direction_table", "cosines"),
+    "act": ("latentlens.methods.act", None),
     "answers": ("latentlens.methods.answers", None),
+    "code_language": ("latentlens.methods.code_language", None),
+    "gact": ("latentlens.methods.gact", None),
+    "neurons": ("latentlens.methods.neurons", None),
+    "token_writes": ("latentlens.access.writes", "token_writes"),
     "intention": ("latentlens.methods.intention", None),
     "questions": ("latentlens.values.questions", None),
     "recoverability": ("latentlens.methods.recoverability", None),
