@@ -54,6 +54,23 @@ def test_every_prompt_may_have_seeds_of_its_own(lm):
             ll.sweep(lm, ROWS, PLANS, seeds=wrong, max_new_tokens=5)
 
 
+def test_divergence_is_that_of_effect_and_is_kept_with_the_rows(lm, tmp_path):
+    how = {"seeds": [0, 7], "max_new_tokens": 5, "stop_ids": ()}
+    plain = ll.sweep(lm, ROWS, PLANS, folder=tmp_path, **how)
+    frame = ll.sweep(lm, ROWS, PLANS, folder=tmp_path, kl=True, **how)
+    assert frame.attrs == {"rows_run": 18, "rows_found": 0}, "rows without it do not answer a call that asks for it"
+    assert "kl" not in plain
+    assert frame["generated"].tolist() == plain["generated"].tolist()
+    for line in frame.itertuples():
+        alone = lm.generate([ROWS[line.prompt_index]], 5, 1, 1.0, line.seed, PLANS[line.plan], stop_ids=())
+        np.testing.assert_allclose(line.kl, alone.effect().kl[0], atol=1e-5)
+        assert len(line.kl) == 5
+        assert any(line.kl) == (line.plan != "none")
+    again = ll.sweep(lm, ROWS, PLANS, folder=tmp_path, kl=True, **how)
+    assert again.attrs == {"rows_run": 0, "rows_found": 18}
+    assert again["kl"].tolist() == frame["kl"].tolist()
+
+
 def test_plans_that_do_nothing_are_paired_with_the_clean_rows_token_for_token(lm):
     same = {"none": None, "nothing": ll.Add(direction(0), 0.0), "scale 1": ll.Scale(direction(3), 1.0)}
     frame = ll.sweep(lm, ROWS, same, seeds=range(4), max_new_tokens=6, stop_ids=())

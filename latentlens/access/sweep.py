@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from latentlens.access.effect import measure
 from latentlens.access.generate import Decoding, Request
 from latentlens.access.identity import context_digest, package_versions
 from latentlens.access.recorder import Readings
@@ -37,6 +38,7 @@ def sweep(
     max_new_tokens: int = 64,
     temperature: float = 1.0,
     record: Any = None,
+    kl: bool = False,
     folder: str | Path | None = None,
     stop_ids: Sequence[int] | None = None,
     allow_idle: bool = True,
@@ -53,11 +55,13 @@ def sweep(
         seeds: the same for all prompts; or a list with one list of seeds per prompt, for trials with seeds of their own.
         record: sites or a `Record`; each reading becomes a column of arrays (n_positions, width), named
             "after resid_post[3]", with the positions in the column "positions".
+        kl: add a column `kl`: for each generated token KL(steered || unsteered), in nats, of the distribution that it
+            was drawn from. Each row is then read twice more.
         folder: where finished rows are kept. The same call on the same folder runs only what is missing; what was
             asked of another model, plan or setting is left alone.
         allow_idle: whether a plan that never acts is no error; one line of the frame shows it did nothing.
     Returns: one row per (prompt, plan, seed): prompt_index, prompt, plan, seed, text, generated (token ids), n_tokens,
-        finish, steer, and the readings. `frame.attrs` says how many rows were run and how many were there already.
+        finish, steer, kl, and the readings. `frame.attrs` says how many rows were run and how many were there already.
     Raises: BadInput, SiteNotFound, ContextTooLong, OutOfMemory, CacheError.
     """
     seeds, labelled, record = list(seeds), _labelled(plans), Record.of(record)
@@ -75,12 +79,13 @@ def sweep(
                 place.append((i, label, given[i]))
     store = _Store(Path(folder) if folder is not None else None)
     about = lm._identity.context(hash_weights=folder is not None)
-    keys = [_key(about, request, how, record) for request in requests]
+    keys = [_key(about, request, how, record, kl) for request in requests]
     missing = [n for n, key in enumerate(keys) if key not in store]
     store.describe({"model": lm.name, "context": about, "versions": package_versions()})
 
     def keep(rollouts: dict[int, Rollout], readings: dict[int, Readings]) -> None:
-        store.add({keys[missing[n]]: (rollout, readings.get(n)) for n, rollout in rollouts.items()})
+        moved = _divergences(lm, {n: (one, requests[missing[n]].plan) for n, one in rollouts.items()}) if kl else {}
+        store.add({keys[missing[n]]: (one, readings.get(n), moved.get(n)) for n, one in rollouts.items()})
 
     if missing:
         todo, at = [requests[n] for n in missing], [place[n] for n in missing]
@@ -114,7 +119,16 @@ def _labelled(plans: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
     return dict(zip(labels, made, strict=True))
 
 
-def _key(about: Mapping[str, Any], request: Request, how: Decoding, record: Record | None) -> str:
+def _divergences(lm: LensModel, batch: Mapping[int, tuple[Rollout, Plan]]) -> dict[int, list[float]]:
+    """Per-token KL to the unsteered model of each row; rows without a plan are not read again."""
+    steered = [n for n, (_, plan) in batch.items() if plan]
+    rows = [batch[n][0].row.continued(batch[n][0].generated, lm._reader.special_ids) for n in steered]
+    found = measure(lm.layout, rows, [batch[n][1] for n in steered], lm.token_budget).kl if steered else ()
+    zeros = {n: [0.0] * len(one.generated) for n, (one, plan) in batch.items() if not plan}
+    return {**zeros, **{n: values.tolist() for n, values in zip(steered, found, strict=True)}}
+
+
+def _key(about: Mapping[str, Any], request: Request, how: Decoding, record: Record | None, kl: bool) -> str:
     """Digest of everything that a row's tokens and readings depend on."""
     parts = [
         context_digest(about),
@@ -125,6 +139,7 @@ def _key(about: Mapping[str, Any], request: Request, how: Decoding, record: Reco
         how.temperature,
         sorted(how.stop_ids),
         None if record is None else [repr(record), getattr(record.sae, "fingerprint", "")],
+        *(["kl"] if kl else []),  # rows without it are no answer to a call that asks for it
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -194,16 +209,17 @@ class _Store:
         if self.folder is not None:
             (self.folder / "sweep.json").write_text(json.dumps(about, indent=2, default=str) + "\n")
 
-    def add(self, batch: Mapping[str, tuple[Rollout, Readings | None]]) -> None:
+    def add(self, batch: Mapping[str, tuple[Rollout, Readings | None, list[float] | None]]) -> None:
         """Keep a finished batch; once this returns, a kill does not lose it."""
         lines, tensors = [], {}
-        for key, (rollout, read) in batch.items():
+        for key, (rollout, read, moved) in batch.items():
             row: dict[str, Any] = {
                 "prompt": rollout.prompt,
                 "text": rollout.text,
                 "generated": list(rollout.generated),
                 "n_tokens": len(rollout.generated),
                 "finish": rollout.finish,
+                **({} if moved is None else {"kl": moved}),
             }
             arrays = _arrays(read) if read is not None else {}
             self._rows[key] = {**row, **arrays}
