@@ -137,7 +137,9 @@ if TYPE_CHECKING:
     from latentlens.values.traits import Trait as Trait
     from latentlens.values.where import PerRow as PerRow
     from latentlens.values.where import Where as Where
+    from latentlens.views.compare import compare as compare_reports  # noqa: F401
     from latentlens.views.manifest import manifest as manifest
+    from latentlens.views.report import Beside as Beside
     from latentlens.views.report import Captioned as Captioned
     from latentlens.views.report import Section as Section
     from latentlens.views.report import report as report
@@ -151,6 +153,7 @@ _LAZY = {
     "ActivationCache": ("latentlens.access.cache", "ActivationCache"),
     "Activations": ("latentlens.values.activations", "Activations"),
     "Arm": ("latentlens.values.results", "Arm"),
+    "Beside": ("latentlens.views.report", "Beside"),
     "Captioned": ("latentlens.views.report", "Captioned"),
     "Estimate": ("latentlens.values.results", "Estimate"),
     "ProbeSweep": ("latentlens.values.results", "ProbeSweep"),
@@ -273,6 +276,7 @@ _LAZY = {
     "sweep": ("latentlens.access.sweep", "sweep"),
     "report": ("latentlens.views.report", "report"),
     "manifest": ("latentlens.views.manifest", "manifest"),
+    "compare_reports": ("latentlens.views.compare", "compare"),
 }
 __all__ = sorted(_LAZY)  # pyright: ignore[reportUnsupportedDunderAll]
 

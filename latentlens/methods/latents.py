@@ -239,7 +239,7 @@ def logit_lens(
     if tokens is not None and len(tokens) > len(unembedding):
         raise BadInput(f"{len(tokens)} token texts for {len(unembedding)} rows of the unembedding")
     rows, unembedding = sae.decoder(list(latents)).detach().float(), unembedding.detach()
-    rows = rows if norm_weight is None else rows * norm_weight.float().to(rows.device)
+    rows = rows if norm_weight is None else rows * norm_weight.detach().float().to(rows.device)
     logits = rows @ unembedding.float().to(rows.device).T
     if tokens is not None:
         logits = logits[:, : len(tokens)]  # an embedding is often padded beyond the vocabulary

@@ -103,7 +103,7 @@ class LayerLens(Shown):
         first = self.of_text(self.labels["text"][0]) if len(self) else self
         shown = list(range(len(first)))[-_COLUMNS:]
         rows = [
-            {"site": str(site), **{f"{i} {first.labels['token'][i]!r}": _cell(first, at, i) for i in shown}}
+            {"site": str(site), **{_heading(first, i): _cell(first, at, i) for i in shown}}
             for at, site in reversed(list(enumerate(first.sites)))
         ]
         return (table(rows, None),)
@@ -112,9 +112,15 @@ class LayerLens(Shown):
 _COLUMNS = 10
 
 
+def _heading(lens: LayerLens, row: int) -> str:
+    """Position and token, on one line."""
+    return f"{lens.labels['position'][row]} {str(lens.labels['token'][row])!r}".replace(" ", "\u00a0")
+
+
 def _cell(lens: LayerLens, at: int, row: int) -> Html:
     """The likeliest token on blue as strong as it is likely; the others as its title."""
     others = ", ".join(f"{word!r} {p:.2f}" for word, p in lens.says(lens.sites[at], row))
     p = float(lens.p[at, row, 0])
     word = lens.words[int(lens.top[at, row, 0])]
-    return tag("span", repr(word)[1:-1], title=others, class_="ll-t", style=f"background:rgba(0,114,178,{0.6 * p:.2f})")
+    style = f"white-space:pre;background:rgba(0,114,178,{0.6 * p:.2f})"
+    return tag("span", repr(word)[1:-1], title=others, class_="ll-t", style=style)

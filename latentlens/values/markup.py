@@ -32,9 +32,10 @@ overflow-wrap:anywhere;margin:0 0 .4em}
 border-bottom:1px solid var(--ll-line);background:none;color:inherit;max-width:44rem;overflow-wrap:anywhere}
 .ll.ll tr{background:none}
 .ll.ll th{font-weight:600;opacity:.75;white-space:nowrap}
-.ll.ll .ll-n{text-align:right}
+.ll.ll .ll-n{text-align:right;white-space:nowrap}
 .ll.ll .ll-text{white-space:pre-wrap}
 .ll.ll .ll-short{white-space:pre}
+.ll.ll .ll-key{vertical-align:top}
 .ll.ll .ll-note{opacity:.7;font-size:12px;margin:.2em 0}
 .ll.ll .ll-t{white-space:pre-wrap;border-radius:2px;padding:1px 0}
 .ll.ll .ll-at{outline:1.5px solid currentColor}
@@ -98,7 +99,7 @@ def note(line: str) -> Html:
 def facts(pairs: Mapping[str, Any]) -> Html:
     """Names and values in two columns; what is empty is left out."""
     kept = {key: value for key, value in pairs.items() if value is not None and value != ""}
-    rows = [tag("tr", tag("th", key), tag("td", _inline(value))) for key, value in kept.items()]
+    rows = [tag("tr", tag("th", key, class_="ll-key"), tag("td", _inline(value))) for key, value in kept.items()]
     return tag("table", *rows) if rows else Html("")
 
 

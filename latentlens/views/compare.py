@@ -217,9 +217,7 @@ def read(path: str | Path) -> Run:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, BadInput):
             raise
-        raise BadInput(
-            f"{path} is no page of ll.report with its numbers in it (an older one?): {error!r}"
-        ) from None
+        raise BadInput(f"{path} is no page of ll.report with its numbers in it (an older one?): {error!r}") from None
 
 
 class _Kept(HTMLParser):

@@ -171,7 +171,8 @@ def _kept(highlights: Mapping[str, Any], sections: Sequence[Section], results: M
         found += findings("highlights", {name: value[0] if isinstance(value, tuple) else value})
     for section in sections:
         for block in _flat(section.blocks):
-            if isinstance(block, (str, Rollouts)) or not (hasattr(block, "to_frame") or hasattr(block, "itertuples")):
+            is_picture = isinstance(block, (str, Rollouts)) or getattr(block, "shows_itself", False)
+            if is_picture or not (hasattr(block, "to_frame") or hasattr(block, "itertuples")):
                 continue
             kind = type(block).__name__
             found += findings(section.title if kind == "DataFrame" else f"{section.title}: {kind}", block)
