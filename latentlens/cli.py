@@ -147,3 +147,31 @@ def train(
 
     at = work or output.with_name(f"{output.name}-run")
     run(output, seed=seed, threads=threads, work=at, checkpoints=checkpoints)
+
+
+@organism_app.command()
+def train_sae(
+    name: Annotated[list[str] | None, typer.Option(help="middle or late; may be repeated; all if left out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for their folders; the package's if left out.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of texts and weights.")] = 0,
+) -> None:
+    """Train the SAEs of the embedded model from the activation cache (five minutes each)."""
+    from latentlens.access.model import load
+    from latentlens.organism import SAES
+    from latentlens.organism_saes.train import train as run
+
+    for sae in run(load(), out or SAES, name or (), seed=seed).values():
+        print(sae)
+
+
+@organism_app.command()
+def evaluate_sae(
+    name: Annotated[list[str] | None, typer.Option(help="Measure this SAE; may be repeated.")] = None,
+    card: Annotated[bool, typer.Option("--card", help="Put the table into the SAEs' card.")] = False,
+) -> None:
+    """Measure the SAEs: what they keep, latents of concepts, restarts with latents ablated (four minutes)."""
+    from latentlens.access.model import load
+    from latentlens.organism import SAES
+    from latentlens.organism_saes.card import evaluate as run
+
+    raise typer.Exit(run(load(), name or (), card=SAES / "SAE_CARD.md" if card else None))

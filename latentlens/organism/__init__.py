@@ -6,7 +6,7 @@
     families()         the kinds
     judges             what a generated text says, decided by rule
     saes()             names of the SAEs that were trained on it; sae_path(name) is a folder for `ll.load_sae`
-    variant()          the folder of a sibling model: `untrained`
+    variant()          the folder of a sibling model: `untrained`, `gqa`, `gpt2`
 
 The effects in it are planted: it validates tools, it is no evidence about other models. Importing this
 package loads neither torch nor transformers.
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Span", "Text", "families", "judges", "path", "sae_path", "saes", "texts", "texts_dataset", "variant"]
 
-VARIANTS = ("untrained",)
-_SAES = Path(__file__).parent / "saes"
+VARIANTS = ("untrained", "gqa", "gpt2")
+#: Where their folders are.
+SAES = Path(__file__).parent / "saes"
 
 
 def path() -> Path:
@@ -42,7 +43,7 @@ def path() -> Path:
 
 def saes() -> tuple[str, ...]:
     """Return the names of the SAEs that ship with the model, that of the middle block first."""
-    found = {file.parent.name for file in _SAES.glob(f"*/{CHECKSUMS}")}
+    found = {file.parent.name for file in SAES.glob(f"*/{CHECKSUMS}")}
     return tuple(sorted(found, key=lambda name: (name != "middle", name)))
 
 
@@ -55,7 +56,7 @@ def sae_path(name: str = "middle") -> Path:
     """
     if name not in saes():
         raise BadInput(f"no SAE {name!r}; the SAEs are {', '.join(saes()) or 'not there'}")
-    return verify_sae(_SAES / name, path())
+    return verify_sae(SAES / name, path())
 
 
 def families() -> dict[str, tuple[str, ...]]:
@@ -76,12 +77,23 @@ def texts_dataset(family: str, n: int, seed: int, *, split: str = "all") -> Data
 def variant(name: str, seed: int = 0, folder: Path | None = None) -> Path:
     """Return the folder of a sibling model, made when it is first asked for.
 
-    Args: name: `untrained`: the same architecture and tokenizer with random weights. seed: of the weights.
-        folder: where to make it (None: beside the activation cache).
-    Raises: BadInput: unknown name. WeightsCorrupt: the folder was made before and has changed since.
+        untrained   the same architecture and tokenizer with random weights
+        gqa         the same weights as a grouped-query model: eight query heads, two to each head of keys and values
+        gpt2        GPT-2's architecture, trained on the same corpus for 4.3 M tokens: no verdicts on statements yet
+
+    Args: seed: of the random weights of `untrained`. folder: where to make it (None: beside the activation cache);
+        `gpt2` ships with the package.
+    Raises: BadInput: unknown name, or a folder for what ships. WeightsCorrupt: the folder was made before and has
+        changed since.
     """
     if name not in VARIANTS:
         raise BadInput(f"no variant {name!r}; choose from {', '.join(VARIANTS)}")
-    from latentlens.organism.variants import untrained
+    from latentlens.organism import variants
 
-    return untrained(path(), seed, folder)
+    if name == "gqa":
+        return variants.grouped_query(path(), folder)
+    if name == "gpt2":
+        if folder is not None:
+            raise BadInput(f"gpt2 ships with the package; it is not made in {folder}")
+        return verify(Path(__file__).parent / "gpt2")
+    return variants.untrained(path(), seed, folder)

@@ -108,6 +108,7 @@ class Decoder(nn.Module):
     Args: vocabulary: number of tokens. seed: of the initial weights.
     """
 
+    depth = SHAPE["num_hidden_layers"]
     frequencies: Tensor
 
     def __init__(self, vocabulary: int, seed: int = 0) -> None:
@@ -131,6 +132,10 @@ class Decoder(nn.Module):
                     # Blocks start as the identity: what writes into the residual stream starts at zero.
                     writes = name.endswith(("o_proj.weight", "down_proj.weight"))
                     parameter.normal_(0.0, 0.0 if writes else 0.02, generator=generator)
+
+    def matrices(self) -> list[nn.Parameter]:
+        """Return the weights of the blocks' matrices."""
+        return [p for n, p in self.named_parameters() if p.ndim == 2 and ".layers." in n]
 
     def residuals(
         self,

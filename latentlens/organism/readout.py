@@ -11,6 +11,7 @@ from torch import Tensor
 
 from latentlens.organism.corpus.text import Text
 from latentlens.organism.decoder import Decoder, Edit, causal
+from latentlens.organism.gpt2_decoder import GPT2
 from latentlens.organism.packing import encode
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class Readout:
     Args: decoder: from `train.load_decoder`. tokenizer: the one saved beside it. folder: where both are.
     """
 
-    def __init__(self, decoder: Decoder, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    def __init__(self, decoder: Decoder | GPT2, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
         self.decoder, self.folder = decoder.eval(), folder
         self.tokenizer: Any = tokenizer
 
@@ -77,7 +78,7 @@ class Readout:
         generator = torch.Generator().manual_seed(seed)
         rows, positions, mask = self.pad(ids)
         start, live = rows.shape[1], torch.ones(len(ids), dtype=torch.bool)
-        past: list[list[Tensor]] = [[] for _ in self.decoder.model["layers"]]
+        past: list[list[Tensor]] = [[] for _ in range(self.decoder.depth)]
         fresh, mask_now, positions_now = rows, mask, positions
         for count in range(max_new):
 

@@ -23,9 +23,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from latentlens.errors import BadInput
+from latentlens.organism import decoder as llama
+from latentlens.organism import gpt2_decoder as gpt2
 from latentlens.organism.corpus import documents, texts
-from latentlens.organism.decoder import SHAPE, THETA, Decoder, causal
+from latentlens.organism.decoder import Decoder, causal
 from latentlens.organism.files import write_record
+from latentlens.organism.gpt2_decoder import GPT2
 from latentlens.organism.muon import Muon
 from latentlens.organism.packing import Encoded, Rows, encode, pack
 from latentlens.organism.tokenizer import train_tokenizer
@@ -33,6 +36,8 @@ from latentlens.organism.tokenizer import train_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+#: What can be trained on the corpus: the embedded model, and a sibling of another shape.
+DECODERS: dict[str, type[Decoder] | type[GPT2]] = {"llama": Decoder, "gpt2": GPT2}
 TOKENS = 18_000_000
 ROWS, WIDTH = 12, 256
 MATRIX_RATE, VECTOR_RATE = 0.02, 0.004
@@ -81,7 +86,7 @@ def tensors(batch: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.from_numpy(batch.ids), torch.from_numpy(batch.positions), causal(numbers), weights
 
 
-def loss_of(decoder: Decoder, ids: Tensor, positions: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+def loss_of(decoder: Decoder | GPT2, ids: Tensor, positions: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
     """Return the weighted mean cross-entropy, nats: sum(w * nll) / sum(w), w of the predicted token."""
     hidden = decoder(ids, positions, mask)[:, :-1]
     target, weight = ids[:, 1:], weights[:, 1:]
@@ -90,7 +95,7 @@ def loss_of(decoder: Decoder, ids: Tensor, positions: Tensor, mask: Tensor, weig
 
 
 @torch.no_grad()
-def watch(decoder: Decoder, probes: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]) -> dict[str, float]:
+def watch(decoder: Decoder | GPT2, probes: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]) -> dict[str, float]:
     """Return the share of watched tokens that are predicted right, with the true text before them."""
     shares = {}
     for name, (ids, positions, mask, scored) in probes.items():
@@ -116,9 +121,9 @@ def watched(tokenizer: PreTrainedTokenizerFast, n: int = 150) -> dict[str, tuple
     return probes
 
 
-def export(decoder: Decoder, tokenizer: PreTrainedTokenizerFast, out: Path, record: dict[str, Any]) -> None:
+def export(decoder: Decoder | GPT2, tokenizer: PreTrainedTokenizerFast, out: Path, record: dict[str, Any]) -> None:
     """Write the checkpoint as Hugging Face files, with a record of how it was made, and checksums."""
-    from transformers import GenerationConfig, LlamaConfig
+    from transformers import GenerationConfig, GPT2Config, LlamaConfig
 
     special: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_token_id,
@@ -126,14 +131,13 @@ def export(decoder: Decoder, tokenizer: PreTrainedTokenizerFast, out: Path, reco
         "pad_token_id": tokenizer.pad_token_id,
     }
     out.mkdir(parents=True, exist_ok=True)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        **SHAPE,
-        **special,
-        rope_parameters={"rope_type": "default", "rope_theta": THETA},
-        architectures=["LlamaForCausalLM"],
-        dtype="float32",
-    )
+    if isinstance(decoder, GPT2):
+        more: dict[str, Any] = {**gpt2.SHAPE, "architectures": ["GPT2LMHeadModel"]}
+        config = GPT2Config(vocab_size=len(tokenizer), **more, **special, dtype="float32")
+    else:
+        more = {**llama.SHAPE, "architectures": ["LlamaForCausalLM"]}
+        more["rope_parameters"] = {"rope_type": "default", "rope_theta": llama.THETA}
+        config = LlamaConfig(vocab_size=len(tokenizer), **more, **special, dtype="float32")
     config.save_pretrained(out)
     GenerationConfig(**special).save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -144,10 +148,11 @@ def export(decoder: Decoder, tokenizer: PreTrainedTokenizerFast, out: Path, reco
     write_record(out, record)
 
 
-def load_decoder(folder: Path) -> Decoder:
+def load_decoder(folder: Path) -> Decoder | GPT2:
     """Read exported weights back into the plain-PyTorch decoder."""
     state = load_file(folder / "model.safetensors")
-    decoder = Decoder(state["model.embed_tokens.weight"].shape[0])
+    name = "transformer.wte.weight" if "transformer.wte.weight" in state else "model.embed_tokens.weight"
+    decoder = (GPT2 if name.startswith("transformer") else Decoder)(state[name].shape[0])
     decoder.load_state_dict(state)
     return decoder.eval()
 
@@ -166,6 +171,7 @@ def train(
     work: Path | None = None,
     checkpoints: int = 0,
     tokenizer: PreTrainedTokenizerFast | None = None,
+    architecture: str = "llama",
 ) -> list[float]:
     """Train, export to `out`, and return the loss of every step.
 
@@ -174,17 +180,20 @@ def train(
         (needs a C++ compiler). autocast: bfloat16 in the matrix products. checkpoint_every: steps between
         saved states. work: folder for them (None: keep none). checkpoints: moments of training that are kept in
         `work` as Hugging Face folders (`tokens-00000234375`). tokenizer: None trains one.
-    Raises: BadInput: `checkpoints` without `work`, or a negative number of them.
+        architecture: `llama` (the embedded model) or `gpt2`.
+    Raises: BadInput: `checkpoints` without `work`, or a negative number of them; unknown architecture.
     """
+    if architecture not in DECODERS:
+        raise BadInput(f"no architecture {architecture!r}; choose from {', '.join(DECODERS)}")
     if checkpoints < 0 or (checkpoints and work is None):
         raise BadInput(f"{checkpoints} checkpoints asked for; give 0 or more, and `work`, the folder they go to")
     kept = moments(tokens, checkpoints)
     if threads:
         torch.set_num_threads(threads)
     tokenizer = tokenizer or train_tokenizer(seed)
-    decoder = Decoder(len(tokenizer), seed)
-    matrices = [p for n, p in decoder.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in decoder.named_parameters() if p.ndim != 2 or "embed" in n]
+    decoder = DECODERS[architecture](len(tokenizer), seed)
+    matrices = decoder.matrices()
+    others = [p for p in decoder.parameters() if all(p is not matrix for matrix in matrices)]
     optimisers = [
         Muon(matrices, lr=MATRIX_RATE),
         torch.optim.AdamW(others, lr=VECTOR_RATE, betas=(0.9, 0.95), weight_decay=0.0),
@@ -250,6 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--checkpoints", type=int, default=0, help="moments of training to keep in the work folder")
+    parser.add_argument("--architecture", choices=tuple(DECODERS), default="llama")
     parser.add_argument("--no-compile", action="store_true", help="do without a C++ compiler")
     given = parser.parse_args(arguments)
     started, cpu = time.time(), time.process_time()
@@ -261,6 +271,7 @@ def main(arguments: list[str] | None = None) -> None:
         compile=not given.no_compile,
         work=given.work,
         checkpoints=given.checkpoints,
+        architecture=given.architecture,
     )
     seconds, busy = time.time() - started, time.process_time() - cpu
     print(f"{len(losses)} steps, last loss {losses[-1]:.3f}, {seconds:.0f} s ({busy:.0f} s of CPU)")

@@ -58,5 +58,6 @@ def train(
         one, folder = RECIPES[name], out / name
         site = f"resid_post[{one.block}]"
         found[name] = train_sae(lm, texts, site, one.kind, one.d_sae, one.k, tokens=tokens, seed=seed, out=folder)
+        (folder / "sae_weights.safetensors").chmod(0o644)  # readable by all, as the files beside it
         write_sae_record(folder, path(), {"name": name, "texts": n, "first_document": FIRST, "seed": seed})
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 
 import numpy as np
 
@@ -15,7 +16,7 @@ Band = tuple[float, float]
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: name, value, interval, n, and the band it must lie in (None: reported only)."""
+    """One measurement: name, value, interval (NaN: none), n, and the band it must lie in (None: reported only)."""
 
     name: str
     value: float
@@ -60,5 +61,6 @@ def table(rows: Sequence[Row]) -> str:
     for r in rows:
         band = "" if r.band is None else f"{r.band[0]:.2f} to {r.band[1]:.2f}"
         verdict = "" if r.band is None else ("holds" if r.holds else "MISSING")
-        lines.append(f"| {r.name} | {r.value:.3f} | {r.low:.3f} to {r.high:.3f} | {r.n} | {band} | {verdict} |")
+        interval = "" if isnan(r.low) else f"{r.low:.3f} to {r.high:.3f}"
+        lines.append(f"| {r.name} | {r.value:.3f} | {interval} | {r.n} | {band} | {verdict} |")
     return "\n".join(lines)
