@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from latentlens.access.contrast import contrast as contrast
     from latentlens.access.doses import measure_doses as measure_doses
     from latentlens.access.doses import per_token_kl as per_token_kl
+    from latentlens.access.doses import token_nll as token_nll
     from latentlens.access.doses import unsteered_nll as unsteered_nll
     from latentlens.access.formats.files import read_directions as read_directions
     from latentlens.access.formats.files import write_directions as write_directions
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from latentlens.access.mediators import mediators as mediators
     from latentlens.access.model import LensModel as LensModel
     from latentlens.access.model import load as load
+    from latentlens.access.overhead import overhead as overhead
     from latentlens.access.preflight import preflight as preflight
     from latentlens.access.preventative import preventing as preventing
     from latentlens.access.reft import train_reft as train_reft
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
     from latentlens.access.screening import screen as screen
     from latentlens.access.steered_codes import measure_effects as measure_effects
     from latentlens.access.sweep import sweep as sweep
+    from latentlens.access.trait_doses import site_sweep as site_sweep
+    from latentlens.access.trait_doses import trait_doses as trait_doses
     from latentlens.access.trait_writing import write_trait as write_trait
     from latentlens.access.verdict_cache import cached as cached
     from latentlens.access.writes import token_writes as token_writes
@@ -77,6 +81,7 @@ if TYPE_CHECKING:
     from latentlens.methods.contrast_probe import fit_contrast as fit_contrast
     from latentlens.methods.dose import dose_response as dose_response
     from latentlens.methods.identity_test import identity_test as identity_test
+    from latentlens.methods.method_bench import method_bench as method_bench
     from latentlens.methods.probe_report import probe_report as probe_report
     from latentlens.methods.sdm import fit_sdm as fit_sdm
     from latentlens.methods.token_probe import fit_tokens as fit_tokens
@@ -90,6 +95,8 @@ if TYPE_CHECKING:
     from latentlens.values.calibration import KlBudget as KlBudget
     from latentlens.values.calibration import ScoreThreshold as ScoreThreshold
     from latentlens.values.codes import Codes as Codes
+    from latentlens.values.concepts import Concept as Concept
+    from latentlens.values.concepts import read_concepts as read_concepts
     from latentlens.values.direction_choice import DirectionChoice as DirectionChoice
     from latentlens.values.direction_table import cosines as cosines
     from latentlens.values.directions import Direction as Direction
@@ -106,6 +113,7 @@ if TYPE_CHECKING:
     from latentlens.values.mediation import Mediation as Mediation
     from latentlens.values.mediation import Patched as Patched
     from latentlens.values.mediators import Mediator as Mediator
+    from latentlens.values.method_bench import MethodBench as MethodBench
     from latentlens.values.operations import Add as Add
     from latentlens.values.operations import Affine as Affine
     from latentlens.values.operations import Clamp as Clamp
@@ -203,6 +211,7 @@ _LAZY = {
     "per_token_kl": ("latentlens.access.doses", "per_token_kl"),
     "read_directions": ("latentlens.access.formats.files", "read_directions"),
     "to_steering_vector": ("latentlens.access.formats.steering_vectors", "to_steering_vector"),
+    "token_nll": ("latentlens.access.doses", "token_nll"),
     "unsteered_nll": ("latentlens.access.doses", "unsteered_nll"),
     "write_directions": ("latentlens.access.formats.files", "write_directions"),
     "Case": ("latentlens.values.judging", "Case"),
@@ -221,6 +230,8 @@ _LAZY = {
     "contrast": ("latentlens.access.contrast", "contrast"),
     "judged_sweep": ("latentlens.access.judged_sweep", "judged_sweep"),
     "preventing": ("latentlens.access.preventative", "preventing"),
+    "site_sweep": ("latentlens.access.trait_doses", "site_sweep"),
+    "trait_doses": ("latentlens.access.trait_doses", "trait_doses"),
     "screen": ("latentlens.access.screening", "screen"),
     "write_trait": ("latentlens.access.trait_writing", "write_trait"),
     "persona": ("latentlens.methods.persona", None),
@@ -229,6 +240,10 @@ _LAZY = {
     "persona_screening": ("latentlens.methods.persona_screening", None),
     "agreement": ("latentlens.maths.agreement", None),
     "directions": ("latentlens.methods.directions", None),
+    "method_bench": ("latentlens.methods.method_bench", "method_bench"),
+    "MethodBench": ("latentlens.values.method_bench", "MethodBench"),
+    "Concept": ("latentlens.values.concepts", "Concept"),
+    "read_concepts": ("latentlens.values.concepts", "read_concepts"),
     "DirectionChoice": ("latentlens.values.direction_choice", "DirectionChoice"),
     "EffectModel": ("latentlens.values.effect_model", "EffectModel"),
     "HeadDirections": ("latentlens.values.head_directions", "HeadDirections"),
@@ -260,6 +275,7 @@ _LAZY = {
     "code_language": ("latentlens.methods.code_language", None),
     "gact": ("latentlens.methods.gact", None),
     "neurons": ("latentlens.methods.neurons", None),
+    "overhead": ("latentlens.access.overhead", "overhead"),
     "token_writes": ("latentlens.access.writes", "token_writes"),
     "intention": ("latentlens.methods.intention", None),
     "questions": ("latentlens.values.questions", None),

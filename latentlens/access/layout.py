@@ -125,6 +125,9 @@ class Layout:
 
     def _one(self, spec: Any) -> list[Site]:
         if isinstance(spec, Site):
+            if spec.block is None or 0 <= spec.block < self.n_blocks:  # plans name thousands of these
+                self.tap(spec)
+                return [spec]
             spec = str(spec)
         if isinstance(spec, int) and not isinstance(spec, bool):
             spec = f"resid_post[{spec}]"

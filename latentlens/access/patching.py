@@ -21,14 +21,14 @@ from torch import Tensor
 from latentlens.access.answer_metric import Kept, Metric, Tally, measure, read_metric
 from latentlens.access.gradients import mean_slopes
 from latentlens.access.mediators import Joint, joints
-from latentlens.access.patch_pairs import Carried, Pairs, Spot, sites_of, strangers
+from latentlens.access.patch_pairs import Carried, Pairs, Spot, States, sites_of, strangers
 from latentlens.access.progress import Progress
 from latentlens.errors import BadInput
 from latentlens.maths.attribution import Rule, nodes
 from latentlens.values.alignment import alignments
 from latentlens.values.interventions import Intervention
 from latentlens.values.mediation import Mediation, Method, Mode, Patched
-from latentlens.values.mediators import Mediator, decoded_change
+from latentlens.values.mediators import Mediator, attributed, decoded_change, shares
 from latentlens.values.replacements import AddAt
 from latentlens.values.rows import TokenRow
 from latentlens.values.sites import Site
@@ -255,29 +255,33 @@ class _Job:
             once = gradients([[None] for _ in chunk], sites_of(self.spots[chunk[0]]))
             found = dict.fromkeys(self.paths, once)
         for k, i in enumerate(chunk):
-            for j, spots in enumerate(self.spots[i]):
-                slopes = [found[_path_of(s.part)][k][s.part.site][list(s.base)] for s in spots]
-                for name, change in self._changes(states, k, i, j).items():
-                    moved = sum(float((g.double() * c.double()).sum()) for g, c in zip(slopes, change, strict=True))
-                    self.tables[name][i, j] = self.ends[i, 0] + moved
+            known: dict[Any, Tensor] = {}  # what heads, neurons or latents of one place share
 
-    def _changes(self, states: Carried, k: int, i: int, j: int) -> dict[str, list[Tensor]]:
-        """What patching a mediator, and its controls, would add to the base: by table, one tensor a part."""
-        spots = self.spots[i][j]
-        here = [states.base(k, s.part.site, s.base) for s in spots]
-        there = [states.source(k, s.part.site, s.source) for s in spots]
-        out = {"patched": [s.part.change(a, b) for s, a, b in zip(spots, here, there, strict=True)]}
-        if self.pairs.strangers is None:
-            return out
-        out["random"] = [
-            s.part.random_change(c, torch.Generator().manual_seed(self._seed(i, j, n)))
-            for n, (s, c) in enumerate(zip(spots, out["patched"], strict=True))
-        ]
-        known = [(s, s.strange) for s in spots if s.strange is not None]
-        if len(known) == len(spots):
-            other = [states.strange(k, s.part.site, at) for s, at in known]
-            out["unrelated"] = [s.part.change(a, b) for s, a, b in zip(spots, here, other, strict=True)]
-        return out
+            def moved(s: Spot, there: States, at: tuple[int, ...], k: int = k, known: dict = known) -> float:
+                part, path = s.part, _path_of(s.part)
+                here, slope = states.base(k, part.site, s.base), found[path][k][part.site][list(s.base)]
+                if part.directions:
+                    return _dot(slope, part.change(here, there(k, part.site, at)))
+                key = (path, s.base, id(there))
+                if key not in known:
+                    known[key] = shares(part, here, there(k, part.site, at), slope)
+                return attributed(part, known[key])
+
+            def by_chance(s: Spot, seed: int, k: int = k) -> float:
+                part, slope = s.part, found[_path_of(s.part)][k][s.part.site][list(s.base)]
+                change = part.change(states.base(k, part.site, s.base), states.source(k, part.site, s.source))
+                return _dot(slope, part.random_change(change, torch.Generator().manual_seed(seed)))
+
+            for j, spots in enumerate(self.spots[i]):
+                start = self.ends[i, 0]
+                self.tables["patched"][i, j] = start + sum(moved(s, states.source, s.source) for s in spots)
+                if self.pairs.strangers is None:
+                    continue
+                noise = [by_chance(s, self._seed(i, j, n)) for n, s in enumerate(spots)]
+                self.tables["random"][i, j] = start + sum(noise)
+                strange = [(s, s.strange) for s in spots if s.strange is not None]
+                if len(strange) == len(spots):
+                    self.tables["unrelated"][i, j] = start + sum(moved(s, states.strange, at) for s, at in strange)
 
     def _line(self, states: Carried, k: int, i: int, part: Mediator, points: list[float]) -> list[Intervention | None]:
         """Points on the way from the base to the source, at all aligned positions of a site."""
@@ -289,6 +293,10 @@ class _Job:
 
     def _seed(self, i: int, j: int, part: int) -> int:
         return int(np.random.SeedSequence([self.seed, i, j, part]).generate_state(1)[0])
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    return float((a.double() * b.double()).sum())
 
 
 def _path_of(part: Mediator) -> Any:

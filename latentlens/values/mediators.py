@@ -193,6 +193,26 @@ def decoded_change(sae: SAE, here: Tensor, there: Tensor, latents: Sequence[int]
     return (moved if scale is None else moved * scale.float()).cpu()
 
 
+def shares(part: Mediator, here: Tensor, there: Tensor, slope: Tensor) -> Tensor:
+    """What each coordinate (or each latent) adds to slope . (there - here), summed over positions, float64.
+
+    The attributions of all heads, neurons or latents of a site come from one such vector: see `attributed`.
+    """
+    sae = part.sae
+    if sae is None:
+        return ((there.double() - here.double()) * slope.double()).sum(0)
+    here, there, slope = (t.to(sae.device) for t in (here, there, slope))
+    scale, index = sae.scale(here), list(range(sae.d_sae))
+    per_unit = (slope.float() if scale is None else slope.float() * scale.float()) @ sae.decoder(index).float().T
+    return ((sae.encode(there).float() - sae.encode(here).float()).double() * per_unit.double()).sum(0).cpu()
+
+
+def attributed(part: Mediator, of: Tensor) -> float:
+    """Slope . change of one mediator (no directions) from what `shares` gives for its site, or its SAE."""
+    chosen = part.latents if part.sae is not None else part.units
+    return float(of[list(chosen)].sum() if chosen else of.sum())
+
+
 def _several(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, (list, tuple, range)) else (value,)
 
