@@ -10,7 +10,7 @@ EXTRAS ?= dev
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed-$(EXTRAS)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench docs notebooks clean
 
 demo: $(STAMP)
 	$(PY) -m latentlens demo
@@ -25,6 +25,14 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) benchmarks/capture.py
+
+docs: $(STAMP)
+	$(PY) docs/pages.py
+	$(PY) -m zensical build --strict
+	@echo "open build/site/index.html"
+
+notebooks: $(STAMP)
+	$(PY) notebooks/execute.py
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'latentlens needs Python 3.11 or newer'"

@@ -1,0 +1,140 @@
+"""The documentation site builds strictly, names everything public, and its code runs."""
+
+import doctest
+import importlib
+import importlib.util
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import latentlens
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+# Pages whose python blocks are run from top to bottom, in one namespace. A block that begins with "# needs a hub"
+# is only compiled, and so are blocks of tools that are not installed here.
+RUN = (
+    "index", "conventions", "own_model", "cache", "experiment", "strength", "coming_from",
+    "intention", "trajectories", "probes", "calibration",
+)  # fmt: skip
+ABSENT = ("nnsight", "repeng")
+FENCE = re.compile(r"^```(python[^\n]*)\n(.*?)^```$", re.S | re.M)
+
+
+def script(name):
+    """A module of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = FENCE.findall((DOCS / f"{page}.md").read_text())
+    assert found, page
+    names = {}
+    for kind, code in found:
+        compiled = compile(code, f"docs/{page}.md", "exec")
+        if not code.startswith("# needs a hub") and not any(tool in kind for tool in ABSENT):
+            exec(compiled, names)
+    if page == "coming_from":  # side by side means equal
+        h, theirs = names["h"], names["their_h"]
+        assert (h - theirs).abs().max() < 1e-5 * h.abs().max()
+        assert names["their_text"].endswith(names["runs"].texts[0])
+        assert names["runs"].texts != names["lm"].generate(names["text"], 12).texts
+
+
+def test_every_name_in_the_code_of_all_pages_is_public():
+    for file in DOCS.rglob("*.md"):
+        for kind, code in FENCE.findall(file.read_text()):
+            for name in re.findall(r"\bll\.(\w+)", code):
+                assert name in latentlens.__all__, f"{file.name}: ll.{name} ({kind})"
+
+
+# -- the site -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    pytest.importorskip("zensical", reason="pip install 'latentlens[docs]' builds the site")
+    pytest.importorskip("mkdocstrings_handlers.python", reason="pip install 'latentlens[docs]' builds the site")
+    folder = tmp_path_factory.mktemp("site")
+    script("pages").write(folder / "docs")
+    config = (ROOT / "zensical.toml").read_text()
+    for name in ("docs", "site"):
+        config = re.sub(rf"^{name}_dir = .*$", f'{name}_dir = "{folder / name}"', config, flags=re.M)
+    config = config.replace('paths = ["."]', f'paths = ["{ROOT}"]')
+    config = config.replace('"docs/docstrings.py"', f'"{DOCS / "docstrings.py"}"')
+    (folder / "zensical.toml").write_text(config)
+    command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)[-4000:]
+    return folder / "site"
+
+
+def test_the_reference_shows_every_public_name_once(site):
+    shown = []
+    for page in (site / "reference").glob("*.html"):
+        shown += re.findall(r'<span class="doc doc-object-name[^"]*">ll\.(\w+)</span>', page.read_text())
+    assert sorted(shown) == latentlens.__all__
+
+
+def test_every_page_is_in_the_navigation(site):
+    config = (ROOT / "zensical.toml").read_text()
+    pages = {p.relative_to(site).as_posix().removesuffix(".html") for p in site.rglob("*.html")} - {"404"}
+    listed = {name.removesuffix(".md") for name in re.findall(r'= "([\w/]+\.md)"', config)}
+    assert pages == listed
+
+
+def test_an_opened_page_fetches_nothing(site):
+    for page in site.rglob("*.html"):
+        for tag in re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*>", page.read_text()):
+            fetched = re.search(r'(?:src|href)="(https?:)?//', tag)
+            assert not fetched or 'rel="canonical"' in tag, f"{page.name}: {tag}"
+
+
+def test_a_link_to_nowhere_is_an_error():
+    pages = script("pages")
+    with pytest.raises(LookupError, match="does not exist"):
+        pages.linked("[here](nowhere.ipynb)", "docs/index.md", pages.documents())
+    assert pages.linked("[x](../CONTRIBUTING.md#add-a-method)", "docs/design.md", pages.documents()) == (
+        "[x](contributing.md#add-a-method)"
+    )
+    assert pages.linked("[x](../Makefile)", "docs/design.md", pages.documents()) == "x"
+
+
+# -- docstrings -----------------------------------------------------------------------------------
+
+
+def modules_with_examples():
+    found = []
+    for module in pkgutil.walk_packages(latentlens.__path__, "latentlens."):
+        file = Path(importlib.util.find_spec(module.name).origin)
+        if re.search(r"^\s*>>> ", file.read_text(), re.M):
+            found.append(module.name)
+    return found
+
+
+@pytest.mark.parametrize("name", modules_with_examples())
+def test_the_examples_of_the_docstrings_hold(name):
+    outcome = doctest.testmod(importlib.import_module(name))
+    assert outcome.failed == 0, name
+
+
+def test_the_house_style_of_docstrings_becomes_markdown():
+    pytest.importorskip("griffe", reason="pip install 'latentlens[docs]' reads the docstrings")
+    docstrings = script("docstrings")
+    assert doctest.testmod(docstrings).failed == 0
+    text = "A thing.\n\ncoeff: c. unit: of c\n    or of d.\n\nRaises: BadInput: no.\n    TooFew: few."
+    assert docstrings.markdown(">>> 1 + 1\n2\n\nTwo.") == "```pycon\n>>> 1 + 1\n2\n```\n\nTwo."
+    assert docstrings.markdown(text, {"coeff", "unit"}).splitlines() == [
+        "A thing.", "", "- `coeff`: c.", "- `unit`: of c", "    or of d.", "",
+        "**Raises** BadInput: no.", "TooFew: few.",
+    ]  # fmt: skip
