@@ -124,6 +124,9 @@ def test_contributions_by_hand():
     assert found.top == ((0, 2),)
     (item,) = found.plan(1.0)
     assert item.edit(a)[0].tolist() == [1, -2, 6]
+    both = {site[0]: torch.stack([down @ u, torch.tensor([0.0, 0, 3])])}
+    acts = Activations({site[0]: a}, {"text": np.arange(1)})
+    assert neurons.attribution(acts, both, against=[1]).mean[0].tolist() == [1, -4, 0]
     more, less = found.plan(0.5, n=2)
     assert more.edit(a)[0].tolist() == [1, -2, 4.5]
     assert less.edit(a)[0].tolist() == [1, -1, 3]

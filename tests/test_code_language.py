@@ -103,3 +103,13 @@ def test_names_are_read_as_people_write_them_and_others_refused():
     assert language_of("def f():\n    return 1", among=["py", "CPP"]) == "Python"
     with pytest.raises(BadInput, match="no signs of 'Rust'"):
         language_of("fn main() {}", among=["Rust"])
+
+
+def test_styles_of_any_kind_go_by_patterns():
+    patterns = {"formal": r"\bSir\b|^Dear", "casual": "hey|lol"}
+    for text, style in (("Dear Sir", "formal"), ("hey, lol, Sir", "casual"), ("hey Sir", "unknown"), ("", "unknown")):
+        assert code_language.style_by_patterns(text, patterns) == style
+    with pytest.raises(BadInput, match="no regular expression"):
+        code_language.style_by_patterns("x", {"odd": "("})
+    with pytest.raises(BadInput, match="empty"):
+        code_language.style_by_patterns("x", {})

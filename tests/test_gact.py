@@ -360,3 +360,54 @@ def test_results_say_what_they_are():
     assert "macro-F1" in found._repr_html_()
     assert "adjusted Rand" in gact.stability(d, draws=3)._repr_html_()
     assert found.direction(SITES[0], 1).name == "cluster 1 of 3"
+
+
+# -- drawn ---------------------------------------------------------------------------------------------
+
+
+def test_figures_show_every_arm_and_every_control():
+    from latentlens.values.style_effect import StyleArm, StyleEffect
+
+    arms = [
+        StyleArm("no edit", (0, 1), (0, 0), ("py", "unknown"), (True, None), (0, 0)),
+        StyleArm("G-ACT <b>", (0, 1), (0, 0), ("jl", "jl"), (True, False), (1, 2)),
+    ]
+    effects = [StyleEffect(target, ("py", "jl"), arms) for target in ("py", "jl")]
+    figure = ll.plots.style_shares(effects)
+    totals = {}
+    for trace in figure.data:
+        for name, x in zip(trace.y, trace.x):
+            totals[trace.xaxis, name] = totals.get((trace.xaxis, name), 0) + x
+    assert set(totals.values()) == {1}, "all answers are shown"
+    assert ("x", "G-ACT &lt;b&gt;") in totals
+    assert sum(trace.error_x.array is not None for trace in figure.data) == 2, "one interval a panel: the target's"
+    with pytest.raises(BadInput, match="the same styles"):
+        ll.plots.style_shares([effects[0], StyleEffect("py", ("py",), arms)])
+    states, d, _, _ = planted(60, apart=5.0)
+    z = torch.randn(60, 2, 6, generator=torch.Generator().manual_seed(0))
+    heads = Activations({Site("z", i): z for i in range(2)}, {"text": np.arange(60)})
+    found = gact.fit(states, d, heads=heads)
+    names = [trace.name for trace in ll.plots.cluster_probes({"jl": found}).data]
+    for word in ("shuffled clusters (20 draws)", "always the largest cluster", "single attention heads", "stream, jl"):
+        assert any(word in name for name in names if name), word
+    bare = ll.plots.cluster_probes({"jl": gact.fit(states, d)})
+    assert not any("heads" in (trace.name or "") for trace in bare.data)
+    with pytest.raises(BadInput, match="no steering has"):
+        ll.plots.cluster_probes({"jl": gact.fit(states, d, test_share=0)})
+
+
+def test_judged_generations_are_taught_one_after_another_as_a_refiner_does():
+    states, d, _, _ = planted()
+    found, x = gact.fit(states, d), states.stack()
+    judged = ["jl" if i % 3 else None for i in range(60)]
+    one = gact.Refiner(found)
+    for i in range(60):
+        one.observe(x[:, i], d[:, i], judged=judged[i], wanted="jl")
+    assert torch.equal(gact.taught(found, x, d, judged, "jl").probe.weight, one.result().probe.weight)
+    blank = gact.forgotten(found)
+    assert blank.choices(x).max() == 0, "equal probabilities go to the lowest"
+    assert torch.equal(blank.centroids, found.centroids)
+    learnt = gact.taught(blank, x, d, ["jl"] * 60, "jl")
+    assert (learnt.choices(x)[0] == found.nearest(d)).mean() > 0.9
+    with pytest.raises(BadInput, match="one each"):
+        gact.taught(found, x, d, judged[:5], "jl")

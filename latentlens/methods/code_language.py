@@ -2,6 +2,7 @@
 
     language_of(text)            fence tag, then keyword score, else "unknown"
     is_valid(text, language)     by a parser of the language; None where none is installed
+    style_by_patterns(text, patterns)    for styles that are no languages: whose expression occurs most often
 
 Python is parsed by its own `ast`; the others by tree-sitter (`pip install 'latentlens[code]'`).
 """
@@ -12,7 +13,7 @@ import ast
 import functools
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from latentlens.errors import BadInput
@@ -85,6 +86,26 @@ def language_of(text: str, among: Iterable[str] = LANGUAGES) -> str:
     scored = sorted(((_score(body, one), one) for one in asked), reverse=True)
     (most, first), *rest = [*scored, (0.0, "")]
     return first if most >= 1 and most > rest[0][0] else UNKNOWN
+
+
+def style_by_patterns(text: str, patterns: Mapping[str, str]) -> str:
+    """The style whose regular expression occurs most often in a text; "unknown" without any or in a tie.
+
+    >>> style_by_patterns("Dear Sir, I remain yours", {"formal": "Sir|remain", "casual": "hey|lol"})
+    'formal'
+
+    Raises: BadInput: no pattern, or one that is no regular expression.
+    """
+    if not patterns:
+        raise BadInput('patterns are empty: give {"style": "regular expression", ...}')
+    counts = []
+    for style, pattern in patterns.items():
+        try:
+            counts.append((len(re.findall(pattern, text, re.M)), style))
+        except re.error as error:
+            raise BadInput(f"the pattern of {style!r} is no regular expression: {error}") from None
+    (most, first), *rest = [*sorted(counts, key=lambda one: -one[0]), (0, "")]
+    return first if most > rest[0][0] else UNKNOWN
 
 
 def code_in(text: str) -> str:

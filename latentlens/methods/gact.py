@@ -133,6 +133,12 @@ def evaluate(
     return [(scored(accuracy, one), scored(macro_f1, one)) for one in named]
 
 
+def forgotten(found: ClusterSteering) -> ClusterSteering:
+    """The same clusters with probes that know nothing, all weights zero: where refinement that learns alone begins."""
+    zero = replace(found.probe, weight=torch.zeros_like(found.probe.weight), bias=torch.zeros_like(found.probe.bias))
+    return replace(found, probe=zero)
+
+
 def stability(
     difference: Tensor, k: int = 3, *, draws: int = 10, share: float = 0.8, seed: int = 0, level: float = 0.95
 ) -> ClusterStability:
@@ -241,6 +247,28 @@ class Refiner:
     def result(self) -> ClusterSteering:
         """The steering with the refined probes. Its `scores` are those before: `evaluate` it on other prompts."""
         return replace(self._found, probe=self._probe, about={**self._found.about, "refinement": self.seen})
+
+
+def taught(
+    found: ClusterSteering,
+    states: Tensor,
+    difference: Tensor,
+    judged: Sequence[str | None],
+    wanted: str,
+    **options: Any,
+) -> ClusterSteering:
+    """Let a `Refiner` see generations one after another, and return what it made.
+
+    Args: states, difference: (sites, n, d). judged: the style that the judge found in each. options: of the `Refiner`.
+    """
+    if not states.shape[1] == difference.shape[1] == len(judged):
+        raise BadInput(
+            f"{states.shape[1]} states, {difference.shape[1]} differences, {len(judged)} judgements: one each"
+        )
+    online = Refiner(found, **options)
+    for i, style in enumerate(judged):
+        online.observe(states[:, i], difference[:, i], judged=style, wanted=wanted)
+    return online.result()
 
 
 def _split(group: NDArray[np.intp], share: float, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -11,7 +11,7 @@ Source: the static attribution that G-ACT compares with (arXiv 2506.18887); it p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -84,27 +84,36 @@ class NeuronAttribution(Shown):
         )
 
 
-def attribution(acts: Activations, writes: Mapping[Site, Tensor], token: int = 0) -> NeuronAttribution:
+def attribution(
+    acts: Activations, writes: Mapping[Site, Tensor], token: int = 0, *, against: Sequence[int] = ()
+) -> NeuronAttribution:
     """Contributions of every neuron to one token's logit, straight through the unembedding.
 
-    Args: acts: at mlp_post sites, one row a prompt. writes: from `token_writes`, rows of tokens. token: which row.
+    Args:
+        acts: at mlp_post sites, one row a prompt.
+        writes: from `token_writes`, rows of tokens.
+        token: which row.
+        against: rows whose mean is subtracted: contributions to the token rather than to these. Without it, a neuron
+            that raises all of them alike comes first.
     Raises: BadInput: a site that `writes` lacks, or of another width. TooFewExamples: no prompt.
     """
     if not len(acts):
         raise TooFewExamples("attribution needs one prompt at least")
-    mean, best = [], []
+    mean, best, about = [], [], {"method": "neuron attribution", "token": token, "against": list(against)}
     for site in acts.sites:
         if site not in writes or writes[site].shape[-1] != acts[site].shape[-1]:
             raise BadInput(
                 f"writes has nothing for the {acts[site].shape[-1]} neurons at {site}: token_writes(lm, [id])"
             )
-        found = acts[site].float() * writes[site][token].float()
+        towards = writes[site][token].float()
+        towards = towards - writes[site][list(against)].float().mean(0) if len(against) else towards
+        found = acts[site].float() * towards
         mean.append(found.mean(0))
         best.append(found.abs().max(dim=1))
     sizes, which = torch.stack([b.values for b in best]), torch.stack([b.indices for b in best])
     place = sizes.argmax(0)
     top = tuple((int(p), int(which[p, i])) for i, p in enumerate(place))
-    return NeuronAttribution(acts.sites, tuple(mean), top, {"method": "neuron attribution", "token": token})
+    return NeuronAttribution(acts.sites, tuple(mean), top, about)
 
 
 def agreement(found: Mapping[str, NeuronAttribution], n: int = 10) -> pd.DataFrame:

@@ -71,6 +71,12 @@ class ActHeads(Shown):
             found += sorted(mine, key=lambda probe: -probe.accuracy)[:top]
         return tuple(found)
 
+    @property
+    def accuracy(self) -> float:
+        """Mean validation accuracy of the probes that have one; NaN without any."""
+        judged = [p.accuracy for p in self.probes if p.n_validation]
+        return float(np.mean(judged)) if judged else float("nan")
+
     def plan(
         self, alpha: float = 12.0, top: int = 24, *, beta: float | None = 0.0, where: Any = "last_prompt+response",
         schedule: Any = None,
@@ -109,11 +115,9 @@ class ActHeads(Shown):
         return pd.DataFrame(rows, columns=list(names))
 
     def __repr__(self) -> str:
-        judged = [p.accuracy for p in self.probes if p.n_validation]
-        mean = float(np.mean(judged)) if judged else float("nan")
-        best = max(judged, default=float("nan"))
+        best = max((p.accuracy for p in self.probes if p.n_validation), default=float("nan"))
         control = "" if self.control is None else f", without signal {self.control.value:.3f}"
         return (
             f"ActHeads({len(self.probes)} probes in {len(self.shape)} blocks, {self.k} clusters a head: validation "
-            f"accuracy mean {mean:.3f}, best {best:.3f}{control})"
+            f"accuracy mean {self.accuracy:.3f}, best {best:.3f}{control})"
         )

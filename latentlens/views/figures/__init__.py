@@ -12,10 +12,13 @@ cosine_map(directions)          are these directions related?
 latent_dashboard(codes, 17)     what is this latent? (a page)
 patching_map(found)             where is the effect carried?
 carriers(found)                 by which parts, and more than by chance?
+cluster_probes(found)           where can a prompt's cluster be read?
+style_shares(effects)           in which style does the model answer, by arm?
 """
 
 from latentlens.views.figures.directions import cosine_map
 from latentlens.views.figures.doses import dose_response
+from latentlens.views.figures.gact import cluster_probes, style_shares
 from latentlens.views.figures.latents import latent_dashboard
 from latentlens.views.figures.lens import lens_at, logit_lens
 from latentlens.views.figures.patching import carriers, patching_map
@@ -27,6 +30,7 @@ from latentlens.views.figures.tokens import highlight, token_layers
 __all__ = [
     "by_layer",
     "carriers",
+    "cluster_probes",
     "cosine_map",
     "dose_response",
     "highlight",
@@ -36,5 +40,6 @@ __all__ = [
     "patching_map",
     "paths",
     "steering_effect",
+    "style_shares",
     "token_layers",
 ]
