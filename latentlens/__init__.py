@@ -132,6 +132,7 @@ if TYPE_CHECKING:
     from latentlens.values.results import Estimate as Estimate
     from latentlens.values.results import ProbeSweep as ProbeSweep
     from latentlens.values.results import SteeringEffect as SteeringEffect
+    from latentlens.values.rollouts import Keep as Keep
     from latentlens.values.rollouts import Record as Record
     from latentlens.values.rollouts import Rollout as Rollout
     from latentlens.values.rollouts import Rollouts as Rollouts
@@ -193,6 +194,7 @@ _LAZY = {
     "Slerp": ("latentlens.values.rotations", "Slerp"),
     "Condition": ("latentlens.values.gates", "Condition"),
     "Gate": ("latentlens.values.gates", "Gate"),
+    "Keep": ("latentlens.values.rollouts", "Keep"),
     "Record": ("latentlens.values.rollouts", "Record"),
     "Schedule": ("latentlens.values.schedules", "Schedule"),
     "Direction": ("latentlens.values.directions", "Direction"),

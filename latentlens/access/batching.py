@@ -28,7 +28,32 @@ def batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     return out
 
 
-def halving(batch: Sequence[int], run: Callable[[Sequence[int]], Any]) -> None:
+def grouped_batches(lengths: Sequence[int], groups: Sequence[Any], token_budget: int) -> list[list[list[int]]]:
+    """The same with equal groups kept together: batches of groups of indices.
+
+    >>> grouped_batches([4, 4, 9, 4], ["a", "a", "b", "a"], token_budget=12)
+    [[[0, 1, 3]], [[2]]]
+    """
+    members: dict[Any, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    together = list(members.values())
+    sizes = [len(group) * max(lengths[i] for i in group) for group in together]
+    longest = {k: max(lengths[i] for i in group) for k, group in enumerate(together)}
+    out: list[list[list[int]]] = []
+    rows, widest = 0, 0
+    for k in sorted(range(len(together)), key=lambda k: (-sizes[k], k)):
+        wide = max(widest, longest[k])
+        if out and (rows + len(together[k])) * wide <= token_budget:
+            out[-1].append(together[k])
+            rows, widest = rows + len(together[k]), wide
+        else:
+            out.append([together[k]])
+            rows, widest = len(together[k]), longest[k]
+    return out
+
+
+def halving(batch: Sequence[Any], run: Callable[[Sequence[Any]], Any]) -> None:
     """Run a batch; when memory runs out, run its halves instead.
 
     Raises: OutOfMemory: a single row does not fit; the message says what can be done.

@@ -11,19 +11,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentlens.access.batching import batches, halving
+from latentlens.access.batching import batches, grouped_batches, halving
 from latentlens.access.edits import Edits, require_acted
 from latentlens.access.hooks import hooked, require_fired
 from latentlens.access.layout import Layout
 from latentlens.access.recorder import Readings, Recorder
 from latentlens.access.sampling import choose, row_key
 from latentlens.access.selector import Frame, sentence_index
+from latentlens.errors import BadInput
 from latentlens.values.interventions import Intervention, Plan
 from latentlens.values.rollouts import Record
 from latentlens.values.rows import TokenRow
 
 #: Told of every finished batch: which requests, what they wrote, what was read of them.
 Finished = Callable[[Sequence[int], list[tuple[int, ...]], Sequence[Readings]], Any]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who decides, while rows are written, which go on.
+
+    ask: told which requests, what they have written, what was read of them, and which are stopped; says which go on.
+    every: asked each so many tokens. together: per request, what must be in one batch with it.
+    """
+
+    ask: Callable[[Sequence[int], list[tuple[int, ...]], Sequence[Readings], Sequence[bool]], Sequence[bool]]
+    every: int
+    together: Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,7 @@ def generate(
     advance: Callable[[int], Any] = lambda tokens: None,
     finished: Finished = lambda which, texts, readings: None,
     record: Record | None = None,
+    watch: Watch | None = None,
 ) -> list[tuple[int, ...]]:
     """Generated token ids of every request, in the given order.
 
@@ -64,6 +79,7 @@ def generate(
         advance: told how many tokens were made since the last call (for a progress bar).
         finished: told which requests a batch finished, and their tokens and readings.
         record: what to read on the way.
+        watch: who may stop rows on the way.
     Raises: OutOfMemory, HookNeverFired.
     """
     done: list[tuple[int, ...]] = [()] * len(requests)
@@ -72,13 +88,18 @@ def generate(
     acted: Counter[Intervention] = Counter()
 
     def run(batch: Sequence[int]) -> None:
-        texts, readings = _decode_batch(layout, [requests[i] for i in batch], how, advance, record, acted)
+        judge = None if watch is None else (watch, batch)
+        texts, readings = _decode_batch(layout, [requests[i] for i in batch], how, advance, record, acted, judge)
         for i, ids in zip(batch, texts, strict=True):
             done[i] = ids
         finished(batch, texts, readings)
 
-    for batch in batches(lengths, how.token_budget):
-        halving(batch, run)
+    if watch is None:
+        for batch in batches(lengths, how.token_budget):
+            halving(batch, run)
+    else:
+        for groups in grouped_batches(lengths, watch.together, how.token_budget):
+            halving(groups, lambda part: run([i for group in part for i in group]))
     if not how.allow_idle:
         require_acted(acted)
     return done
@@ -91,6 +112,7 @@ def _decode_batch(
     advance: Callable[[int], Any],
     record: Record | None,
     acted: Counter[Intervention],
+    judge: tuple[Watch, Sequence[int]] | None = None,
 ) -> tuple[list[tuple[int, ...]], list[Readings]]:
     rows = [request.row for request in requests]
     edits = Edits(layout, [request.plan for request in requests], rows)
@@ -108,7 +130,13 @@ def _decode_batch(
 
     with torch.no_grad(), hooked(calls) as fired:
         for step in range(how.max_new_tokens):
-            ids = choose(forward(), how.temperature, state.keys, torch.full_like(state.keys, step))
+            logits = forward()
+            if judge is not None and step and step % judge[0].every == 0:  # all that is written has been read
+                kept = state.reject(*judge, recorder.readings(state.texts, everything=True) if recorder else [])
+                if kept is None:
+                    break
+                logits = logits[kept]
+            ids = choose(logits, how.temperature, state.keys, torch.full_like(state.keys, step))
             advance(state.append(ids))
             if not state.open.any():
                 break
@@ -125,7 +153,7 @@ class _State:
     """Rows being written: padded on the left, so that all of them end, and go on, in one column.
 
     texts: what has been written, by request. live: the requests whose rows are still in the batch, in order. open:
-    those that are not finished.
+    those that are not finished. stopped: those that somebody stopped.
     """
 
     def __init__(self, layout: Layout, requests: Sequence[Request], how: Decoding) -> None:
@@ -133,6 +161,7 @@ class _State:
         self.texts: list[tuple[int, ...]] = [()] * len(requests)
         self.live = np.arange(len(requests))
         self.open = np.ones(len(requests), dtype=bool)
+        self.stopped = np.zeros(len(requests), dtype=bool)
         device = layout.device
         self.keys = torch.tensor([row_key(r.row.ids, r.seed, r.sample) for r in requests], device=device)
         lengths = np.array([len(request.row) for request in requests])
@@ -199,16 +228,36 @@ class _State:
                 self.open[i] = token not in self.how.stop_ids
         return before
 
+    def reject(self, watch: Watch, which: Sequence[int], readings: Sequence[Readings]) -> Tensor | None:
+        """Ask which rows go on, and take the others out of the batch at once.
+
+        Returns: places of the rows that are left, or None when none of them is open.
+        """
+        said = np.asarray(watch.ask(which, self.texts, readings, self.stopped.tolist()), dtype=bool)
+        if said.shape != (len(self.texts),):
+            raise BadInput(f"Keep.ask gave {said.shape} answers for {len(self.texts)} rollouts: one each")
+        rejected = self.open & ~said
+        self.open &= said
+        self.stopped |= rejected
+        if not self.open.any():
+            return None
+        return self._go_on_with(np.flatnonzero(~rejected[self.live]))
+
     def drop_finished(self) -> None:
         """Once half of the batch is finished, go on with the rest alone."""
         keep = np.flatnonzero(self.open[self.live])
-        if 2 * len(keep) > len(self.live):
-            return
+        if 2 * len(keep) <= len(self.live):
+            self._go_on_with(keep)
+
+    def _go_on_with(self, keep: np.ndarray) -> Tensor:
         index = torch.from_numpy(keep).to(self.ids.device)
+        if len(keep) == len(self.live):
+            return index
         self.live = self.live[keep]
         self.ids, self.keys = self.ids[index], self.keys[index]
         if self.past is not None:
             self.past.batch_select_indices(index)
+        return index
 
 
 def _from_column(generated: np.ndarray, first: int) -> np.ndarray:

@@ -30,7 +30,7 @@ from latentlens.values.activations import Activations
 from latentlens.values.interventions import Plan as Steered
 from latentlens.values.interventions import as_plans, has_plan_per_row
 from latentlens.values.markup import Shown, table
-from latentlens.values.rollouts import Record, Rollouts
+from latentlens.values.rollouts import Keep, Record, Rollouts
 from latentlens.values.rows import TokenRow
 from latentlens.values.sites import Site
 from latentlens.values.where import resolve
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from latentlens.values.layer_lens import LayerLens
     from latentlens.values.mediation import Mediation, Patched
     from latentlens.values.sae import SAE
+    from latentlens.views.panel.panel import Panel
 
 
 def load(
@@ -227,6 +228,15 @@ class LensModel(Shown):
 
         return logit_lens(self, inputs, sites, **options)
 
+    def explore(self, text: Any, **options: Any) -> Panel:
+        """A panel in a notebook: the text as tokens, what each holds, and sliders that change what is written next.
+
+        Args: text, options: as for `views.panel.panel.explore` (`directions`, `sae`, `length`, `chat`, ...).
+        """
+        from latentlens.views.panel.panel import explore  # the one step up: people look for it here
+
+        return explore(self, text, **options)
+
     def forecast(
         self, inputs: Any, sites: SiteSpec = "resid_post[*]", where: Any = "all", pool: Any = None, **options: Any
     ) -> Forecast:
@@ -247,6 +257,7 @@ class LensModel(Shown):
         stop_ids: Sequence[int] | None = None,
         truncate: Truncate = None,
         allow_idle: bool = False,
+        keep: Keep | None = None,
     ) -> Rollouts:
         """Continue prompts, KV-cached and batched; `samples` continuations of each.
 
@@ -260,6 +271,7 @@ class LensModel(Shown):
             record: sites, or a `Record`, to read while the text is written; see `Rollouts.readings`.
             stop_ids: token ids that end a row; the model's end-of-text tokens by default.
             allow_idle: do not raise when an intervention never acts.
+            keep: an `ll.Keep`: a question asked while texts are written, which stops some; the others stay the same.
         Raises: BadInput, ContextTooLong, OutOfMemory, HookNeverFired.
         """
         if max_new_tokens < 1 or samples < 1:
@@ -271,7 +283,7 @@ class LensModel(Shown):
         requests = [Request(row, seed, n, plan) for row, plan in zip(rows, ready, strict=True) for n in range(samples)]
         how = decoding(self, max_new_tokens, temperature, stop_ids, allow_idle)
         prompt = [i for i in range(len(rows)) for _ in range(samples)]
-        return run(self, requests, prompt, [given[i] for i in prompt], how, Record.of(record))
+        return run(self, requests, prompt, [given[i] for i in prompt], how, Record.of(record), keep=keep)
 
     def patch(self, mediators: Any, clean: Any, corrupt: Any, metric: Any, **options: Any) -> Patched:
         """The metric of prompts run with parts of their state as in another prompt: `access.patching.patch`.

@@ -89,12 +89,15 @@ class Recorder:
 
         return look
 
-    def readings(self, texts: Sequence[Sequence[int]]) -> list[Readings]:
-        """What was read of each row; steps after the end of a row's text are left out."""
+    def readings(self, texts: Sequence[Sequence[int]], everything: bool = False) -> list[Readings]:
+        """What was read of each row; steps after the end of a row's text are left out.
+
+        Args: everything: the last token of each text too, where it has been read already.
+        """
         if not self._kept.rows:
             return [Readings((), {}) for _ in texts]
         rows, positions = np.concatenate(self._kept.rows), np.concatenate(self._kept.positions)
-        unread = 0 if self.record.last_token else 1
+        unread = 0 if self.record.last_token or everything else 1
         limit = np.array([n + len(text) - unread for n, text in zip(self._prompts, texts, strict=True)])
         values = {key: torch.cat(parts).cpu() for key, parts in self._kept.values.items()}
         found = []

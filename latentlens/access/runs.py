@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from latentlens.access.effect import measure
-from latentlens.access.generate import Decoding, Request, generate
+from latentlens.access.generate import Decoding, Request, Watch, generate
 from latentlens.access.progress import Progress
 from latentlens.access.recorder import Collected, Readings
 from latentlens.access.steering import own_forward
 from latentlens.values.effects import EditEffect
 from latentlens.values.interventions import Plan
-from latentlens.values.rollouts import Record, Rollout, Rollouts
+from latentlens.values.rollouts import Keep, Record, Rollout, Rollouts
 
 if TYPE_CHECKING:
     from latentlens.access.model import LensModel
@@ -43,19 +44,37 @@ def run(
     how: Decoding,
     record: Record | None = None,
     done: Callable[[dict[int, Rollout], dict[int, Readings]], Any] = lambda rollouts, readings: None,
+    keep: Keep | None = None,
 ) -> Rollouts:
     """Carry out requests in batches sorted by length, with a progress bar.
 
     Args: prompts: per request the index of its prompt. given: its plan as a person wrote it. done: handed the
-        rollouts of every finished batch, with their place among the requests.
+        rollouts of every finished batch, with their place among the requests. keep: who stops rows on the way.
     """
     made: dict[int, Rollout] = {}
-    readings = Collected()
+    readings, stopped = Collected(), set[int]()
+
+    def asked(
+        which: Sequence[int], texts: list[tuple[int, ...]], read: Sequence[Readings], closed: Sequence[bool]
+    ) -> Sequence[bool]:
+        assert keep is not None
+        so_far = [
+            _rollout(lm, requests[i], ids, prompts[i], given[i], how) for i, ids in zip(which, texts, strict=True)
+        ]
+        so_far = [_unfinished(run, shut) for run, shut in zip(so_far, closed, strict=True)]
+        rows = [run.row.continued(run.generated, lm._reader.special_ids) for run in so_far]
+        partial = Collected()
+        partial.add(range(len(so_far)), texts, read)
+        shown = partial.activations(lm._reader, rows) if record else {}
+        said = keep.ask(Rollouts(tuple(so_far), {"model": lm.name}, shown))
+        stopped.update(i for i, run, on in zip(which, so_far, said) if run.finish == "open" and not on)
+        return said
 
     def finished(which: Sequence[int], texts: list[tuple[int, ...]], read: Sequence[Readings]) -> None:
         readings.add(which, texts, read)
         batch = zip(which, texts, strict=True)
         fresh = {i: _rollout(lm, requests[i], ids, prompts[i], given[i], how) for i, ids in batch}
+        fresh |= {i: replace(run, finish="stopped") for i, run in fresh.items() if i in stopped}
         made.update(fresh)
         done(fresh, dict(zip(which, read, strict=False)))
         bar.count(len(fresh))
@@ -63,7 +82,8 @@ def run(
 
     bar = Progress("generate", len(requests) * how.max_new_tokens, "tok", things=("rows", len(requests)))
     with bar, own_forward(lm.layout):
-        generate(lm.layout, requests, how, bar.update, finished, record)
+        watch = None if keep is None else Watch(asked, keep.every, prompts)
+        generate(lm.layout, requests, how, bar.update, finished, record, watch)
     runs = [made[i] for i in range(len(requests))]
     rows = [one.row.continued(one.generated, lm._reader.special_ids) for one in runs]
 
@@ -88,6 +108,11 @@ def _rollout(lm: LensModel, request: Request, ids: tuple[int, ...], prompt: int,
         steer=given,
         finish="eos" if ids and ids[-1] in how.stop_ids else "length",
     )
+
+
+def _unfinished(run: Rollout, stopped: bool) -> Rollout:
+    """A row on its way: stopped by somebody, ended by itself, or open."""
+    return replace(run, finish="stopped" if stopped else run.finish if run.finish == "eos" else "open")
 
 
 def _stop_ids(lm: LensModel) -> list[int]:

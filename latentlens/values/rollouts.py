@@ -51,11 +51,35 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Keep:
+    """Which texts go on being written: a question asked of every batch each `every` tokens.
+
+    ask: is handed the `Rollouts` of a batch as far as they are written, with what `record=` has read of every token so
+        far, and says for each of them whether to go on (True) or to stop it there. All samples of a prompt are in one
+        batch; those that are finished or stopped already are among them, and what is said of those is ignored.
+    every: tokens from one question to the next.
+
+    Raises: BadInput: not callable, or no whole number of tokens.
+    """
+
+    ask: Callable[[Rollouts], Sequence[bool]]
+    every: int = 16
+
+    def __post_init__(self) -> None:
+        """Check both."""
+        if not callable(self.ask):
+            raise BadInput(f"Keep takes a function of Rollouts, not {type(self.ask).__name__}")
+        if not isinstance(self.every, int) or isinstance(self.every, bool) or self.every < 1:
+            raise BadInput(f"every={self.every!r}: a whole number of tokens, at least 1")
+
+
+@dataclass(frozen=True)
 class Rollout(Shown):
     """One continuation of one prompt.
 
     row: the prompt as the model read it. generated: token ids, the end-of-text token included when it
-    was sampled. text: their decoding without special tokens. finish: "eos" or "length".
+    was sampled. text: their decoding without special tokens. finish: "eos", "length", "stopped" (by `Keep`), or
+    "open" (not finished yet, as `Keep.ask` sees it).
     """
 
     prompt: str
