@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import latentlens as ll
-from latentlens.access.doses import measure_doses, per_token_kl, unsteered_nll
+from latentlens.access.doses import measure_doses, per_token_kl, token_nll, unsteered_nll
 from latentlens.errors import BadInput
 from latentlens.methods.calibrate import bisect_score_batch, kl_budget_batch
 from latentlens.methods.dose import dose_response
@@ -77,6 +77,9 @@ def test_nll_is_that_of_a_plain_forward_whatever_the_batch(lm):
         n = len(run.generated)
         expected = -log_p(lm.model, ids)[-n - 1 : -1].gather(1, torch.tensor(run.generated)[:, None]).mean()
         assert value == pytest.approx(float(expected), abs=1e-5)
+    for run, values in zip(runs, token_nll(lm, runs), strict=True):
+        p = -log_p(lm.model, [*run.row.ids, *run.generated])[-len(run.generated) - 1 : -1]
+        np.testing.assert_allclose(values, p.gather(1, torch.tensor(run.generated)[:, None])[:, 0], atol=1e-5)
 
 
 def test_every_strength_shares_its_randomness_with_no_edit(lm):

@@ -82,11 +82,22 @@ def unsteered_nll(lm: LensModel, runs: Sequence[Rollout | TokenRow]) -> np.ndarr
     Returns: (n_rollouts,), float64.
     Raises: BadInput: a rollout without generated tokens.
     """
+    return np.array([values.mean() for values in token_nll(lm, runs)])
+
+
+def token_nll(lm: LensModel, runs: Sequence[Rollout | TokenRow]) -> list[np.ndarray]:
+    """-log p_unsteered(y_t | x, y_<t) of every generated token of each rollout, in nats.
+
+    Their median says how fluent a text is, apart from the few tokens at which it turns to something else.
+
+    Returns: per rollout (n_generated,), float64.
+    Raises: BadInput: a rollout without generated tokens.
+    """
     rows = [run if isinstance(run, TokenRow) else run.full_row for run in runs]
     empty = [i for i, row in enumerate(rows) if row.n_prompt == len(row)]
     if empty:
         raise BadInput(f"rollout {empty[0]} has no generated token: it has no likelihood")
-    found = np.zeros(len(rows))
+    found = [np.zeros(0)] * len(rows)
 
     def score(part: Sequence[int]) -> None:
         mine = [rows[i].cut(slice(0, len(rows[i]) - 1)) for i in part]
@@ -94,7 +105,8 @@ def unsteered_nll(lm: LensModel, runs: Sequence[Rollout | TokenRow]) -> np.ndarr
         logits = read(lm.layout, mine, [_LOGITS], lambda width: gather(width, [[p] for p in at], pooled=False))[_LOGITS]
         targets = torch.tensor([token for i in part for token in rows[i].ids[rows[i].n_prompt :]], device=logits.device)
         nll = -logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0].double().cpu()
-        found[list(part)] = [float(values.mean()) for values in torch.split(nll, [len(p) for p in at])]
+        for i, values in zip(part, torch.split(nll, [len(p) for p in at]), strict=True):
+            found[i] = values.numpy()
 
     budget = max(1, min(lm.token_budget, _VALUES // max(lm.layout.vocab_size, 1)))
     with own_forward(lm.layout):

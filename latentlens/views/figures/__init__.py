@@ -14,6 +14,7 @@ patching_map(found)             where is the effect carried?
 carriers(found)                 by which parts, and more than by chance?
 cluster_probes(found)           where can a prompt's cluster be read?
 style_shares(effects)           in which style does the model answer, by arm?
+method_bench(found)             which steering methods work at the same KL?
 """
 
 from latentlens.views.figures.directions import cosine_map
@@ -21,6 +22,7 @@ from latentlens.views.figures.doses import dose_response
 from latentlens.views.figures.gact import cluster_probes, style_shares
 from latentlens.views.figures.latents import latent_dashboard
 from latentlens.views.figures.lens import lens_at, logit_lens
+from latentlens.views.figures.method_bench import method_bench
 from latentlens.views.figures.patching import carriers, patching_map
 from latentlens.views.figures.paths import paths
 from latentlens.views.figures.probing import by_layer
@@ -37,6 +39,7 @@ __all__ = [
     "latent_dashboard",
     "lens_at",
     "logit_lens",
+    "method_bench",
     "patching_map",
     "paths",
     "steering_effect",
