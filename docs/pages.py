@@ -167,13 +167,14 @@ def fenced(text: str) -> str:
 # -- notebooks ------------------------------------------------------------------------------------
 
 
-def notebook(file: Path, pictures: Path) -> str:
+def notebook(file: Path, pictures: Path, pages: dict[str, str]) -> str:
     """An executed notebook as Markdown; its pictures are written beside the page."""
+    document = f"notebooks/{file.name}"
     parts: list[str] = []
     for i, cell in enumerate(json.loads(file.read_text())["cells"]):
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            parts.append(source)
+            parts.append(linked(source, document, pages))
         elif cell["cell_type"] == "code" and source.strip():
             parts.append(f"```python\n{source}\n```")
             outputs = [shown(out, pictures / f"{file.stem}_{i}_{k}") for k, out in enumerate(cell["outputs"])]
@@ -209,8 +210,11 @@ def write(folder: Path = PAGES) -> Path:
         target = folder / page
         target.parent.mkdir(parents=True, exist_ok=True)
         file = ROOT / document
-        text = notebook(file, target.parent) if file.suffix == ".ipynb" else fenced(file.read_text())
-        target.write_text(linked(text, document, pages))
+        if file.suffix == ".ipynb":
+            text = notebook(file, target.parent, pages)
+        else:
+            text = linked(fenced(file.read_text()), document, pages)
+        target.write_text(text)
     for page, text in reference().items():
         (folder / page).parent.mkdir(exist_ok=True)
         (folder / page).write_text(text)

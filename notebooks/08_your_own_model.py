@@ -44,6 +44,13 @@ lm
 lm.check()
 
 # %% [markdown]
+# What does it know? The first picture of any model costs a line: what it would say if it stopped after each block.
+
+# %%
+chat = [{"role": "user", "content": "Tell me about the music."}]
+ll.plots.logit_lens(lm.logit_lens([chat]), last=8)
+
+# %% [markdown]
 # ## A model that is in memory
 #
 # A freshly built Qwen3 with random weights, another family altogether. It is used as it is: not wrapped, not copied.
@@ -117,12 +124,21 @@ ll.preflight(stranger, sae, strict=False)
 # training loop. Afterwards no hook is left.
 
 # %%
-prompt = [{"role": "user", "content": "Tell me about the music."}]
-ids = organism.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-[latent] = [523]
-with organism.steer(ll.EditLatents(sae, add={latent: 1.0}, unit="norm", where="response")):
-    steered = organism.model.generate(**ids, max_new_tokens=24, do_sample=False)
-organism.tokenizer.decode(steered[0])
+texts = ll.organism.texts("topics", 200, seed=5, split="on_topic")
+acts = lm.activations([t.messages() for t in texts], "resid_post[4]", where="role:assistant", pool="mean")
+states, sea = acts["resid_post[4]"], torch.tensor([t.topic == "sea" for t in texts])
+direction = ll.Direction(states[sea].mean(0) - states[~sea].mean(0), "resid_post[4]", name="sea")
+
+chat = [{"role": "user", "content": "Tell me about the music."}]
+ids = lm.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+ids = {"input_ids": ids["input_ids"], "attention_mask": ids["attention_mask"]}
+edit = ll.Add(direction, 1.5, unit="norm", where="last_prompt+response", schedule=ll.Schedule(stop=3))
+
+plain = lm.model.generate(**ids, max_new_tokens=24, do_sample=False)
+with lm.steer(edit):
+    steered = lm.model.generate(**ids, max_new_tokens=24, do_sample=False)
+for name, out in (("plain:  ", plain), ("steered:", steered)):
+    print(name, lm.tokenizer.decode(out[0][ids["input_ids"].shape[1] :]))
 
 # %% [markdown]
 # More: [Your own model](../docs/own_model.md), [SAE latents](../docs/sae.md).
