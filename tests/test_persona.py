@@ -254,4 +254,8 @@ def test_answers_are_paired_and_judged(organism, tmp_path):
         kept, organism.activations(kept.rows, sites=["resid_pre[0]", "resid_post[3]"], where="last_prompt")
     )
     assert [str(v.site) for v in last] == ["resid_post[3]"]  # the token itself is the same on both sides
+    assert kept.alone[0] == [
+        {"role": "user", "content": trait.questions[kept.questions[0]]},
+        {"role": "assistant", "content": kept.pairs[0].positive.text},
+    ]
     assert SimpleNamespace(**vectors.to_frame().iloc[0]).pairs == len(kept)

@@ -3,6 +3,7 @@
     projections(acts, v)                       a . v / |v|, one a text
     separation(acts, vectors, labels, groups)  AUROC on held-out texts by site, with controls
     monitor(projection, score, groups, kinds)  correlation, also within a kind of prompt
+    monitor_contrast(contrast, acts, v)        the same for the answers of a contrast
     drift(acts, v)                             by turn
 
 Source: Persona Vectors (arXiv 2507.21509), monitoring at the last prompt token and over the response; Assistant Axis
@@ -26,6 +27,7 @@ from latentlens.values.column_means import column_means
 from latentlens.values.directions import Direction
 from latentlens.values.labelled_rows import binary_labels, finite_rows, group_codes
 from latentlens.values.monitoring import Drift, Monitoring, Separation
+from latentlens.values.persona import Contrast
 from latentlens.values.results import Estimate
 from latentlens.values.text_means import text_means
 
@@ -142,6 +144,23 @@ def monitor(
 
     within = None if kinds is None else estimate(_pearson_within, x, y, kind)
     return Monitoring(estimate(_pearson, x, y), estimate(spearman, x, y), within, x, y, names)
+
+
+def monitor_contrast(contrast: Contrast, acts: Activations, direction: Direction, *, seed: int = 0) -> Monitoring:
+    """`monitor` of the answers of a contrast: the kinds are its system prompts, the groups its questions.
+
+    Args: contrast: judged answers to questions that the direction was not taken from. acts: of `contrast.rows`, at the
+        last prompt token (`where="last_prompt"`: before anything is written) or over the response.
+    Raises: as `monitor`.
+    """
+    rows = [("positive", p, p.positive) for p in contrast.pairs] + [("negative", p, p.negative) for p in contrast.pairs]
+    return monitor(
+        projections(acts, direction),
+        [math.nan if reply.trait is None else reply.trait for _, _, reply in rows],
+        groups=[pair.question for _, pair, _ in rows],
+        kinds=[contrast.trait.system(side, pair.pair) for side, pair, _ in rows],  # pyright: ignore[reportArgumentType]
+        seed=seed,
+    )
 
 
 def drift(acts: Activations, direction: Direction, *, seed: int = 0) -> Drift:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latentlens.errors import SiteNotFound
 from latentlens.values.markup import Shown
 from latentlens.values.results import Estimate
 
@@ -34,9 +35,15 @@ class Separation(Shown):
     length: Estimate | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
 
-    def at(self, site: Any) -> Estimate:
-        """The AUROC at one site."""
-        return next(row["auroc"] for row in self.rows if row["site"] == str(site))
+    def at(self, site: Any) -> Mapping[str, Any]:
+        """The row of one site.
+
+        Raises: SiteNotFound.
+        """
+        for row in self.rows:
+            if row["site"] == str(site):
+                return row
+        raise SiteNotFound(f"{site} is not among {', '.join(str(row['site']) for row in self.rows)}")
 
     def to_frame(self) -> pd.DataFrame:
         """One row a site."""

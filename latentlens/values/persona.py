@@ -18,7 +18,7 @@ from latentlens.values.markup import Shown
 from latentlens.values.results import Estimate
 from latentlens.values.rows import TokenRow
 from latentlens.values.sites import Site
-from latentlens.values.traits import Trait
+from latentlens.values.traits import Trait, asked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,6 +68,15 @@ class Contrast(Shown):
     def rows(self) -> list[TokenRow]:
         """What to capture: the positive answers in order, then the negative ones."""
         return [p.positive.row for p in self.pairs] + [p.negative.row for p in self.pairs]
+
+    @property
+    def alone(self) -> list[list[dict[str, str]]]:
+        """The same answers as chats without the instruction, in the order of `rows`: capture them at `role:assistant`.
+
+        What is read there is in the answer itself; in `rows` it may be the instruction that still stands above it.
+        """
+        replies = [(p.question, p.positive) for p in self.pairs] + [(p.question, p.negative) for p in self.pairs]
+        return [[*asked(self.trait.questions[q]), {"role": "assistant", "content": reply.text}] for q, reply in replies]
 
     @property
     def questions(self) -> list[int]:

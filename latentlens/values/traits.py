@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -86,6 +86,14 @@ class Trait:
             for p in range(len(self.pairs))
             for q, question in enumerate(self.questions)
         ]
+
+    @property
+    def held_out(self) -> Trait:
+        """The same contrast over the evaluation questions.
+
+        Raises: BadInput: there are none.
+        """
+        return replace(self, questions=self.evaluation, evaluation=())
 
     def save(self, path: str | Path) -> Path:
         """Write JSON."""

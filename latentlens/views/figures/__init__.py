@@ -14,6 +14,8 @@ patching_map(found)             where is the effect carried?
 carriers(found)                 by which parts, and more than by chance?
 cluster_probes(found)           where can a prompt's cluster be read?
 style_shares(effects)           in which style does the model answer, by arm?
+trait_doses(found)              does a trait's vector move it, and does anything else?
+trait_monitor(panels)           does the projection foretell the trait of the answer?
 method_bench(found)             which steering methods work at the same KL?
 """
 
@@ -28,6 +30,7 @@ from latentlens.views.figures.paths import paths
 from latentlens.views.figures.probing import by_layer
 from latentlens.views.figures.steering import steering_effect
 from latentlens.views.figures.tokens import highlight, token_layers
+from latentlens.views.figures.traits import trait_doses, trait_monitor
 
 __all__ = [
     "by_layer",
@@ -45,4 +48,6 @@ __all__ = [
     "steering_effect",
     "style_shares",
     "token_layers",
+    "trait_doses",
+    "trait_monitor",
 ]
