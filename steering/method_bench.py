@@ -7,9 +7,9 @@
 Every method finds its direction from the same pairs of texts, at one block, and is brought to the strength at which the
 p95 of the per-token KL to the unsteered model is one nat over 20 greedy tokens of eight prompts that are not scored.
 There the answers to other prompts are scored: the concept, the task, what should not change, and how likely the
-unsteered model finds them. Then AxBench's score: the strength (multiples of the budget's) chosen on half of the prompts,
-the harmonic mean of concept, task and fluency taken from the other half. The block is the one at which the MEAN
-DIFFERENCE does best on the eight prompts, which favours it. A second run on the same folder writes nothing.
+unsteered model finds them. Then AxBench's score: the strength (multiples of the budget's) is chosen on half of the
+prompts, the harmonic mean of concept, task and fluency taken from the other half. The block is the one at which the
+MEAN DIFFERENCE does best on the eight prompts, which favours it. A second run on the same folder writes nothing.
 `concepts.json`: see `ll.read_concepts`.
 
 Controls: no edit; asked in words; random directions; the mean difference of two halves of the texts WITHOUT the
@@ -228,14 +228,14 @@ def main(
         folder / "method_bench.html",
         title="Steering methods at the same KL",
         question="Which steering methods work, at the same KL to the unsteered model, and at what price?",
-        method="\n\n".join((__doc__ or "").split("\n\n")[2:]),
+        method="\n\n".join(" ".join(part.split()) for part in (__doc__ or "").split("\n\n")[2:]),
         sources=["AxBench, arXiv 2501.17148", "steering-lite, github.com/wassname/steering-lite", "docs/directions.md"],
         highlights={f"harmonic mean, {best.method}": best.harmonic, "random": bench["random direction"].harmonic},
         sections=[
             ll.Section("Methods", [ll.plots.method_bench(bench), bench]),
             ll.Section("By concept, at the budget", [bench.by_concept()]),
             ll.Section("Written at the budget, first prompt", [
-                first[["concept", "method", "text", "score", "task", "fluency", "mean nll"]]]),
+                first[["concept", "method", "text", "score", "task", "fluency", "mean nll"]].reset_index(drop=True)]),
             ll.Section("Strengths", [ll.Captioned(pd.DataFrame(spent), "coeff spends the KL; 1 nat was asked for.")]),
             ll.Section("Left out", [f"{k}: {c}: {v}" for k, of in missing.items() for c, v in of.items()]),
         ],

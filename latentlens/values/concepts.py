@@ -113,7 +113,7 @@ def read_concepts(path: str | Path) -> list[Concept]:
                 raise BadInput(f"{place}: ask= must contain {{prompt}}")
             given["asked"] = [_asked(prompt, ask) for prompt in given["prompts"]]
         for name in ("score", "task"):
-            if given.get(name) is not None:
+            if name == "score" or given.get(name) is not None:
                 given[name] = _rule(given[name], f"{place}, {name}")
         given["others"] = {k: _rule(v, f"{place}, others, {k}") for k, v in given.get("others", {}).items()}
         given["begins"] = tuple(given.get("begins", ()))

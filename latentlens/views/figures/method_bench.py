@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 #: What each panel shows, its heading, and its range (None: as the numbers want it).
 _PANELS = (
-    ("concept", "concept, same KL", (-0.08, 2.08)),
-    ("off_target", "off target, same KL", None),
-    ("nll", "nats a token more, same KL", None),
-    ("harmonic", "harmonic mean, own strength", (-0.08, 2.08)),
+    ("concept", "concept", (-0.08, 2.08)),
+    ("off_target", "off target", None),
+    ("nll", "nats a token", None),
+    ("harmonic", "harmonic mean", (-0.08, 2.08)),
 )
 _ROLES = (("method", BLUE, "methods", "circle"), ("control", CONTROL, "controls", "square-open"))
 _ROW = 21  # pixels a method
@@ -55,7 +55,8 @@ def method_bench(found: MethodBench) -> Figure:
         figure,
         "Which steering methods work at the same KL?",
         f"{safe(', '.join(found.concepts))}; at least {min(one.concept.n for one in rows)} answers a row; {level:.0%} "
-        "intervals, prompts resampled.<br>Dotted: mean of the random directions.",
+        "intervals, prompts resampled.<br>Concept, off target and nats: changes at the same KL; harmonic mean: at each "
+        "method's own strength. Dotted: mean of the random directions.",
     )
     figure.update_xaxes(showgrid=True, gridcolor=GRID, nticks=5)
     figure.update_yaxes(categoryorder="array", categoryarray=names, showgrid=True, gridcolor=GRID, ticks="")
