@@ -21,6 +21,7 @@ FLOORS = {
     "methods": {"values", "maths", "errors"},
     "views": {"access", "methods", "values", "maths", "errors", "organism"},
     "organism_saes": {"access", "methods", "values", "maths", "errors", "organism"},
+    "resistance": {"access", "methods", "values", "maths", "errors", "organism"},
     "demo": {"views", "access", "methods", "values", "maths", "errors", "organism"},
     "commands": {"views", "access", "methods", "values", "maths", "errors", "organism"},
     "cli": {
@@ -38,6 +39,7 @@ ADAPTED = {
     "sae_lens": {"access/sae.py", "access/sae_training.py"},
     "bitsandbytes": {"access/quantisation.py"},
     "ray": set(),
+    "peft": {"access/finetune.py"},
     "plotly": {"views/"},
 }
 OPENS_PICKLES = ("pickle.load", "joblib.load", "dill.load", "torch.load", "np.load", "numpy.load")

@@ -1,10 +1,10 @@
 """Two measurements of the same things, compared: exact tests and effect sizes on plain arrays.
 
-    mcnemar           two yes-or-no outcomes of the same trials
-    wilcoxon          two numbers of the same trials, by signed ranks
-    paired_t          the same by Student's t
-    cohen_d           difference of two means in pooled standard deviations
-    cliff_delta       how much more often one side is the greater
+mcnemar           two yes-or-no outcomes of the same trials
+wilcoxon          two numbers of the same trials, by signed ranks
+paired_t          the same by Student's t
+cohen_d           difference of two means in pooled standard deviations
+cliff_delta       how much more often one side is the greater
 """
 
 from __future__ import annotations
