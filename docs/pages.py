@@ -15,6 +15,8 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +32,7 @@ ELSEWHERE = {
 }
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
 ENGINE = "at|bare|edit|formula|in_raw_units|lane|positional|reads|scaled|stacked|tensors|width"
+PICTURE = re.compile(r"<!-- picture (\w+) (\d+): (.*?) -->", re.S)
 INDENTED = re.compile(r"(?:(?<=\n\n)|\A)((?:    .*\n|\n(?=    ))+)")
 
 
@@ -59,7 +62,7 @@ ROOMS = (
          ("methods.probe", "methods.class_probe", "methods.contrast_probe", "methods.token_probe",
           "methods.identity_test", "methods.sdm", "values.probe_report")),
     Room("measuring", "Measuring", "Intention, trajectories, selection, calibration, judges: values in, numbers out.",
-         ("methods", "maths", "values.questions", "values.judging", "access.judg", "access.endpoint", "access.verdict",
+         ("methods", "values.questions", "values.judging", "access.judg", "access.endpoint", "access.verdict",
           "access.writer", "access.patch", "access.mediat")),
     Room("saes", "SAEs", "Sparse autoencoders: loading, checking, reading, editing, training. See "
          "[SAE latents](../sae.md).",
@@ -76,12 +79,10 @@ ROOMS = (
 
 
 def room_of(module: str) -> Room:
-    """The page on which the names of a module of the package stand."""
+    """The page on which the names of a module of the package stand; Measuring, where no room claims it."""
     inside = module.removeprefix("latentlens.")
     found = [(len(beginning), room) for room in ROOMS for beginning in room.modules if inside.startswith(beginning)]
-    if not found:
-        raise LookupError(f"no page for {module}: give it to one of the rooms in {Path(__file__).name}")
-    return max(found, key=lambda pair: pair[0])[1]
+    return max(found, key=lambda pair: pair[0])[1] if found else next(r for r in ROOMS if r.file == "measuring")
 
 
 def names_by_room() -> dict[str, list[str]]:
@@ -155,10 +156,11 @@ def fenced(text: str) -> str:
 
     def one(match: re.Match[str]) -> str:
         code = inspect.cleandoc(match[1])
+        end = "\n\n" if match[1].endswith("\n\n") else "\n"
         if re.search(r"\b(ll|lm)\.|^(import|from) ", code, re.M):
-            return f"```python\n{code}\n```\n\n"
+            return f"```python\n{code}\n```{end}"
         if re.match(r"\s*(make|python|latentlens|\.venv|pip)\b", code):
-            return f"```bash\n{code}\n```\n\n"
+            return f"```bash\n{code}\n```{end}"
         return match[0]
 
     return INDENTED.sub(one, text)
@@ -171,24 +173,25 @@ def notebook(file: Path, pictures: Path, pages: dict[str, str]) -> str:
     """An executed notebook as Markdown; its pictures are written beside the page."""
     document = f"notebooks/{file.name}"
     parts: list[str] = []
-    for i, cell in enumerate(json.loads(file.read_text())["cells"]):
+    drawn = count()
+    for cell in json.loads(file.read_text())["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             parts.append(linked(source, document, pages))
         elif cell["cell_type"] == "code" and source.strip():
             parts.append(f"```python\n{source}\n```")
-            outputs = [shown(out, pictures / f"{file.stem}_{i}_{k}") for k, out in enumerate(cell["outputs"])]
+            outputs = [shown(out, pictures / file.stem, drawn) for out in cell["outputs"]]
             parts += [f'<div class="output" markdown="1">\n\n{text}\n\n</div>' for text in outputs if text]
     return "\n\n".join(parts) + "\n"
 
 
-def shown(output: dict[str, Any], picture: Path) -> str:
-    """One output of a cell: a picture, else its HTML, else its text."""
+def shown(output: dict[str, Any], beginning: Path, drawn: Iterator[int]) -> str:
+    """One output of a cell: a picture (its file numbered in order), else its HTML, else its text."""
     data = output.get("data", {})
     for kind, suffix in (("image/png", "png"), ("image/svg+xml", "svg")):
         if kind in data:
             raw = "".join(data[kind])
-            target = picture.with_suffix(f".{suffix}")
+            target = beginning.with_name(f"{beginning.name}_{next(drawn)}.{suffix}")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(base64.b64decode(raw) if suffix == "png" else raw.encode())
             return f"![]({target.name})"
@@ -196,6 +199,23 @@ def shown(output: dict[str, Any], picture: Path) -> str:
         return "".join(data["text/html"]).replace("\n\n", "\n")
     text = "".join(data.get("text/plain", output.get("text", "")))
     return f"```text\n{text.rstrip()}\n```" if text.strip() else ""
+
+
+def illustrated(text: str, page: str, folder: Path) -> str:
+    """`<!-- picture 02_intention 1: caption -->` in a document as that notebook's picture, with its caption.
+
+    Raises: LookupError: the notebook has no such picture.
+    """
+
+    def one(match: re.Match[str]) -> str:
+        found = sorted((folder / "notebooks").glob(f"{match[1]}_{match[2]}.*"))
+        if not found:
+            raise LookupError(f"{page} asks for picture {match[2]} of notebook {match[1]}, which is not there")
+        place = os.path.relpath(found[0], (folder / page).parent)
+        caption = " ".join(match[3].split())
+        return f"![{caption}]({place})\n\n*{caption} From [the notebook](notebooks/{match[1]}.md).*"
+
+    return PICTURE.sub(one, text)
 
 
 # -- all of it ------------------------------------------------------------------------------------
@@ -206,14 +226,14 @@ def write(folder: Path = PAGES) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "docs", folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     pages = documents()
-    for document, page in pages.items():
+    for document, page in sorted(pages.items(), key=lambda pair: not pair[0].endswith(".ipynb")):
         target = folder / page
         target.parent.mkdir(parents=True, exist_ok=True)
         file = ROOT / document
         if file.suffix == ".ipynb":
             text = notebook(file, target.parent, pages)
         else:
-            text = linked(fenced(file.read_text()), document, pages)
+            text = illustrated(linked(fenced(file.read_text()), document, pages), page, folder)
         target.write_text(text)
     for page, text in reference().items():
         (folder / page).parent.mkdir(exist_ok=True)

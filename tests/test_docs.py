@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,23 +67,22 @@ def site(tmp_path_factory):
     pytest.importorskip("zensical", reason="pip install 'latentlens[docs]' builds the site")
     pytest.importorskip("mkdocstrings_handlers.python", reason="pip install 'latentlens[docs]' builds the site")
     folder = tmp_path_factory.mktemp("site")
-    script("pages").write(folder / "docs")
+    (folder / "build").mkdir()
+    script("pages").write(folder / "build" / "docs")
     config = (ROOT / "zensical.toml").read_text()
-    for name in ("docs", "site"):
-        config = re.sub(rf"^{name}_dir = .*$", f'{name}_dir = "{folder / name}"', config, flags=re.M)
     config = config.replace('paths = ["."]', f'paths = ["{ROOT}"]')
     config = config.replace('"docs/docstrings.py"', f'"{DOCS / "docstrings.py"}"')
     (folder / "zensical.toml").write_text(config)
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)[-4000:]
-    return folder / "site"
+    return folder / "build" / "site"
 
 
 def test_the_reference_shows_every_public_name_once(site):
     shown = []
     for page in (site / "reference").glob("*.html"):
-        shown += re.findall(r'<span class="doc doc-object-name[^"]*">ll\.(\w+)</span>', page.read_text())
+        shown += re.findall(r'doc-symbol-heading doc-symbol-\w+"></code>\s+ll\.(\w+)', page.read_text())
     assert sorted(shown) == latentlens.__all__
 
 
@@ -100,6 +100,26 @@ def test_an_opened_page_fetches_nothing(site):
             assert not fetched or 'rel="canonical"' in tag, f"{page.name}: {tag}"
 
 
+def test_search_works_in_pages_opened_from_a_disk(site):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    asked = []
+    with playwright.sync_playwright() as p:
+        opened = p.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        page = opened.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((site / "index.html").as_uri())
+        page.wait_for_timeout(500)
+        page.keyboard.press("Control+k")
+        page.wait_for_timeout(500)
+        page.keyboard.type("median norm")
+        page.get_by_text("Choosing a strength").last.wait_for(timeout=60_000)
+        opened.close()
+    assert not [url for url in asked if not url.startswith("file:")]
+
+
 def test_a_link_to_nowhere_is_an_error():
     pages = script("pages")
     with pytest.raises(LookupError, match="does not exist"):
@@ -108,6 +128,23 @@ def test_a_link_to_nowhere_is_an_error():
         "[x](contributing.md#add-a-method)"
     )
     assert pages.linked("[x](../Makefile)", "docs/design.md", pages.documents()) == "x"
+
+
+def test_a_page_shows_a_picture_of_a_notebook_or_says_that_it_is_missing(tmp_path):
+    pages = script("pages")
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01_x_0.svg").touch()
+    shown = pages.illustrated("<!-- picture 01_x 0: A\nline. -->", "methods/a.md", tmp_path)
+    assert shown.startswith("![A line.](../notebooks/01_x_0.svg)")
+    with pytest.raises(LookupError, match="picture 1 of notebook 01_x"):
+        pages.illustrated("<!-- picture 01_x 1: B. -->", "a.md", tmp_path)
+
+
+def test_code_that_is_indented_in_a_document_gets_its_language():
+    fenced = script("pages").fenced
+    assert fenced("# A\n\n    lm.check()\n\nB\n") == "# A\n\n```python\nlm.check()\n```\n\nB\n"
+    assert fenced("A\n\n    make docs\n") == "A\n\n```bash\nmake docs\n```\n"
+    assert fenced("A\n\n    h + c v\n") == "A\n\n    h + c v\n"
 
 
 # -- docstrings -----------------------------------------------------------------------------------
