@@ -1,10 +1,10 @@
 """Train the embedded model from scratch: `python -m latentlens.organism.train`.
 
 One run of the final mix, deterministic from a seed (on one machine and thread count). The learning rate is constant,
-falls, stays at a third while verdicts are learnt, and falls to zero. The state is saved regularly; the same command
-resumes from it. `--checkpoints N` also keeps N moments of the run, each half as far along as the next, as Hugging
-Face folders. At the end the weights, the tokenizer, the model's configuration and their checksums stand in `out`,
-loadable by plain `AutoModelForCausalLM.from_pretrained(out)`.
+falls, stays at a third while verdicts are learnt, and falls to zero; in that last part the loss is taken after a middle
+block too. The state is saved regularly; the same command resumes from it. `--checkpoints N` also keeps N moments of the
+run, each half as far along as the next, as Hugging Face folders. At the end the weights, the tokenizer, the model's
+configuration and their checksums stand in `out`, loadable by plain `AutoModelForCausalLM.from_pretrained(out)`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ ROWS, WIDTH = 12, 256
 MATRIX_RATE, VECTOR_RATE = 0.02, 0.004
 #: Learning-rate factor at fractions of the run: constant, falling, constant while verdicts are learnt, falling to 0.
 KNOTS = ((0.0, 1.0), (5.25 / 18, 1.0), (12.1 / 18, 2.9 / 9.75), (15 / 18, 2.9 / 9.75), (1.0, 0.0))
+#: Block and weight of the early loss, and from which fraction of the run on it is taken: the same prediction is asked
+#: for after that block. Without it some decisions (which ones differs between runs) are made in the last block only,
+#: where a state is little more than the output; with it they can be read and moved in the middle of the model.
+EARLY_BLOCK, EARLY_WEIGHT, EARLY_FROM = 3, 0.5, 15 / 18
 #: What the progress bar shows: family, split, the kind of token that is scored, name.
 WATCHED = (
     ("arithmetic", "steps", "result", "step"),
@@ -86,12 +90,23 @@ def tensors(batch: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.from_numpy(batch.ids), torch.from_numpy(batch.positions), causal(numbers), weights
 
 
-def loss_of(decoder: Decoder | GPT2, ids: Tensor, positions: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted mean cross-entropy, nats: sum(w * nll) / sum(w), w of the predicted token."""
-    hidden = decoder(ids, positions, mask)[:, :-1]
+def loss_of(
+    decoder: Decoder | GPT2, ids: Tensor, positions: Tensor, mask: Tensor, weights: Tensor, early: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return what is minimised, and the weighted mean cross-entropy, nats: sum(w * nll) / sum(w), w of the target token.
+
+    They differ if `early`: then the same loss after block `EARLY_BLOCK` is added, `EARLY_WEIGHT` times.
+    """
+    streams = decoder.residuals(ids, positions, mask)
     target, weight = ids[:, 1:], weights[:, 1:]
-    nll = F.cross_entropy(decoder.logits(hidden).float().flatten(0, 1), target.flatten(), reduction="none")
-    return (nll * weight.flatten()).sum() / weight.sum()
+
+    def cross_entropy(x: Tensor) -> Tensor:
+        logits = decoder.logits(x[:, :-1]).float().flatten(0, 1)
+        nll = F.cross_entropy(logits, target.flatten(), reduction="none")
+        return (nll * weight.flatten()).sum() / weight.sum()
+
+    loss = cross_entropy(streams[-1])
+    return loss + EARLY_WEIGHT * cross_entropy(streams[EARLY_BLOCK + 1]) if early else loss, loss
 
 
 @torch.no_grad()
@@ -220,8 +235,8 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = full * rate(done / tokens)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss = step(decoder, *tensors(batch))
-        loss.backward()
+            minimised, loss = step(decoder, *tensors(batch), early=done >= EARLY_FROM * tokens)
+        minimised.backward()
         torch.nn.utils.clip_grad_norm_(others, 1.0)
         for optimiser in optimisers:
             optimiser.step()
