@@ -109,6 +109,47 @@ def test_groups_go_into_batches_whole_within_the_budget():
         assert len(batch) == 1 or len(rows) * max(lengths[i] for i in rows) <= 18
 
 
+def test_what_is_read_for_the_question_is_read_no_longer_than_it_is_asked():
+    lm = ll.load(build("Llama"), cache=False)
+    asked = []
+
+    def ask(runs):
+        asked.append(runs.readings["after"].labels["text"])
+        return [True] * len(runs)
+
+    runs = write(lm, ll.Keep(ask, 4, last=8, record="resid_post[1]"), record=None)
+    assert [np.bincount(text).tolist() for text in asked] == [[4] * 9, [8] * 9]
+    assert not runs.readings
+    assert [run.generated for run in runs] == [run.generated for run in write(lm, record=None)]
+    with pytest.raises(BadInput, match="read twice"):
+        write(lm, ll.Keep(ask, 4, record="resid_post[1]"))
+
+
+def test_a_sweep_asks_about_all_seeds_of_a_prompt_and_resumes(tmp_path):
+    lm, asked = ll.load(build("Llama"), cache=False), []
+
+    def ask(runs):
+        asked.append(sorted((run.prompt_index, run.seed) for run in runs))
+        return [run.seed == 1 for run in runs]
+
+    how = {"max_new_tokens": NEW, "folder": tmp_path, "stop_ids": ()}
+    plain = ll.sweep(lm, ROWS, {"none": None}, [0, 1, 2], **how)
+    keep = ll.Keep(ask, 4, name="seed 1")
+    found = ll.sweep(lm, ROWS, {"none": None}, [0, 1, 2], keep=keep, **how)
+    assert found.attrs["rows_run"] == 9
+    assert {pair for some in asked for pair in some} == {(i, seed) for i in range(3) for seed in range(3)}
+    for (_, full), (_, short) in zip(plain.iterrows(), found.iterrows(), strict=True):
+        goes_on = short["seed"] == 1
+        assert short["generated"] == (full["generated"] if goes_on else full["generated"][:4])
+        assert short["finish"] == ("length" if goes_on else "stopped")
+    assert ll.sweep(lm, ROWS, {"none": None}, [0, 1, 2], keep=keep, **how).attrs["rows_run"] == 0
+    assert ll.sweep(lm, ROWS, {"none": None}, [0, 1, 2], **how).attrs["rows_run"] == 0  # unstopped rows are kept apart
+    assert ll.sweep(lm, ROWS, {"none": None}, [0, 1], keep=keep, **how).attrs["rows_run"] == 6  # other company
+    assert ll.sweep(lm, ROWS[:1], {"none": None}, [0, 1, 2], keep=keep, **how).attrs["rows_run"] == 0
+    with pytest.raises(BadInput, match="needs a name"):
+        ll.sweep(lm, ROWS, {"none": None}, [0, 1], keep=ll.Keep(ask, 4), **how)
+
+
 @pytest.mark.parametrize(
     ("keep", "says"),
     [
@@ -116,6 +157,7 @@ def test_groups_go_into_batches_whole_within_the_budget():
         (lambda: ll.Keep("no"), "takes a function"),
         (lambda: ll.Keep(len, 0), "at least 1"),
         (lambda: ll.Keep(len, True), "at least 1"),
+        (lambda: ll.Keep(len, 4, last=0), "last=0"),
     ],
 )
 def test_what_cannot_be_kept_is_said(lm, keep, says):

@@ -32,12 +32,15 @@ class Watch:
     """Who decides, while rows are written, which go on.
 
     ask: told which requests, what they have written, what was read of them, and which are stopped; says which go on.
-    every: asked each so many tokens. together: per request, what must be in one batch with it.
+    every: asked each so many tokens. together: per request, what must be in one batch with it. last: when for the last
+    time. record: what to read for the question, and for nothing else.
     """
 
     ask: Callable[[Sequence[int], list[tuple[int, ...]], Sequence[Readings], Sequence[bool]], Sequence[bool]]
     every: int
     together: Sequence[Any]
+    last: int | None = None
+    record: Record | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ def _decode_batch(
 ) -> tuple[list[tuple[int, ...]], list[Readings]]:
     rows = [request.row for request in requests]
     edits = Edits(layout, [request.plan for request in requests], rows)
-    recorder = Recorder(layout, record, rows) if record else None
+    asks = None if judge is None else judge[0].record
+    recorder = Recorder(layout, read, rows) if (read := record or asks) else None
     state, ends = _State(layout, requests, how), edits.sentence_ends
     special = how.special_ids if edits.reads_special or (recorder and recorder.selector.reads_special) else frozenset()
     calls = recorder.around(edits.calls()) if recorder else edits.calls()
@@ -131,8 +135,10 @@ def _decode_batch(
     with torch.no_grad(), hooked(calls) as fired:
         for step in range(how.max_new_tokens):
             logits = forward()
-            if judge is not None and step and step % judge[0].every == 0:  # all that is written has been read
+            if judge is not None and _is_asked(judge[0], step):  # all that is written has been read
                 kept = state.reject(*judge, recorder.readings(state.texts, everything=True) if recorder else [])
+                if recorder and record is None and not _is_asked_after(judge[0], step):
+                    recorder.stop()
                 if kept is None:
                     break
                 logits = logits[kept]
@@ -146,7 +152,15 @@ def _decode_batch(
             forward()
     require_fired(fired)
     acted.update(edits.acted())
-    return state.texts, recorder.readings(state.texts) if recorder else []
+    return state.texts, recorder.readings(state.texts) if recorder and record else []
+
+
+def _is_asked(watch: Watch, step: int) -> bool:
+    return step > 0 and step % watch.every == 0 and (watch.last is None or step <= watch.last)
+
+
+def _is_asked_after(watch: Watch, step: int) -> bool:
+    return watch.last is None or step + watch.every <= watch.last
 
 
 class _State:

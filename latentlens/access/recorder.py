@@ -57,6 +57,7 @@ class Recorder:
             raise BadInput("record= names nothing to read: give sites= or sae=")
         self._kept = _Kept()
         self._flat: Tensor | None = None
+        self._stopped = False
 
     def around(self, edits: list[tuple[Tap, Callback]]) -> list[tuple[Tap, Callback]]:
         """The edits' callbacks with the readings before and after them."""
@@ -69,11 +70,17 @@ class Recorder:
 
     def announce(self, frame: Frame) -> None:
         """Work out what to keep of the next forward."""
+        if self._stopped:
+            return
         chosen = np.flatnonzero(self.selector.mask(frame))
         self._flat = torch.from_numpy(chosen) if len(chosen) else None
         if len(chosen):
             self._kept.rows.append(frame.rows[chosen // frame.positions.shape[1]])
             self._kept.positions.append(frame.positions.ravel()[chosen])
+
+    def stop(self) -> None:
+        """Read nothing any more."""
+        self._stopped, self._flat = True, None
 
     def _look(self, moment: str, site: Site) -> Callback:
         kept = self._kept.values.setdefault((moment, site), [])

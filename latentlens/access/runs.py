@@ -12,6 +12,7 @@ from latentlens.access.generate import Decoding, Request, Watch, generate
 from latentlens.access.progress import Progress
 from latentlens.access.recorder import Collected, Readings
 from latentlens.access.steering import own_forward
+from latentlens.errors import BadInput
 from latentlens.values.effects import EditEffect
 from latentlens.values.interventions import Plan
 from latentlens.values.rollouts import Keep, Record, Rollout, Rollouts
@@ -45,12 +46,17 @@ def run(
     record: Record | None = None,
     done: Callable[[dict[int, Rollout], dict[int, Readings]], Any] = lambda rollouts, readings: None,
     keep: Keep | None = None,
+    together: Sequence[Any] = (),
 ) -> Rollouts:
     """Carry out requests in batches sorted by length, with a progress bar.
 
     Args: prompts: per request the index of its prompt. given: its plan as a person wrote it. done: handed the
         rollouts of every finished batch, with their place among the requests. keep: who stops rows on the way.
+        together: per request, whom it is asked about with; by default the samples of its prompt.
+    Raises: BadInput: `keep` has a record of its own beside `record`.
     """
+    if keep is not None and keep.record is not None and record is not None:
+        raise BadInput("record= and Keep(record=) name what is read twice: give one of the two")
     made: dict[int, Rollout] = {}
     readings, stopped = Collected(), set[int]()
 
@@ -65,7 +71,7 @@ def run(
         rows = [run.row.continued(run.generated, lm._reader.special_ids) for run in so_far]
         partial = Collected()
         partial.add(range(len(so_far)), texts, read)
-        shown = partial.activations(lm._reader, rows) if record else {}
+        shown = partial.activations(lm._reader, rows) if record or keep.record else {}
         said = keep.ask(Rollouts(tuple(so_far), {"model": lm.name}, shown))
         stopped.update(i for i, run, on in zip(which, so_far, said) if run.finish == "open" and not on)
         return said
@@ -82,7 +88,7 @@ def run(
 
     bar = Progress("generate", len(requests) * how.max_new_tokens, "tok", things=("rows", len(requests)))
     with bar, own_forward(lm.layout):
-        watch = None if keep is None else Watch(asked, keep.every, prompts)
+        watch = None if keep is None else Watch(asked, keep.every, together or prompts, keep.last, keep.record)
         generate(lm.layout, requests, how, bar.update, finished, record, watch)
     runs = [made[i] for i in range(len(requests))]
     rows = [one.row.continued(one.generated, lm._reader.special_ids) for one in runs]

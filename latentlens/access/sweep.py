@@ -19,7 +19,7 @@ from latentlens.access.recorder import Readings
 from latentlens.access.runs import decoding, run
 from latentlens.errors import BadInput, CacheError
 from latentlens.values.interventions import Plan, as_plan, plan_fingerprint
-from latentlens.values.rollouts import Record, Rollout
+from latentlens.values.rollouts import Keep, Record, Rollout
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +42,7 @@ def sweep(
     folder: str | Path | None = None,
     stop_ids: Sequence[int] | None = None,
     allow_idle: bool = True,
+    keep: Keep | None = None,
 ) -> pd.DataFrame:
     """Continue every prompt under every plan with every seed, in batches that mix all of them.
 
@@ -52,7 +53,7 @@ def sweep(
         plans: {"label": plan}; a plan is as for `generate`, the same for all prompts or a list with one per prompt.
             A list of plans is labelled by what they say. Include one that does nothing ({"none": None}) to have
             the comparison.
-        seeds: the same for all prompts; or a list with one list of seeds per prompt, for trials with seeds of their own.
+        seeds: the same for all prompts; or a list with one list of seeds per prompt, for trials with their own seeds.
         record: sites or a `Record`; each reading becomes a column of arrays (n_positions, width), named
             "after resid_post[3]", with the positions in the column "positions".
         kl: add a column `kl`: for each generated token KL(steered || unsteered), in nats, of the distribution that it
@@ -60,6 +61,8 @@ def sweep(
         folder: where finished rows are kept. The same call on the same folder runs only what is missing; what was
             asked of another model, plan or setting is left alone.
         allow_idle: whether a plan that never acts is no error; one line of the frame shows it did nothing.
+        keep: an `ll.Keep`: a question asked while texts are written, about all seeds of a prompt and plan together,
+            which stops some (their finish is "stopped"). It needs a name where rows are kept.
     Returns: one row per (prompt, plan, seed): prompt_index, prompt, plan, seed, text, generated (token ids), n_tokens,
         finish, steer, kl, and the readings. `frame.attrs` says how many rows were run and how many were there already.
     Raises: BadInput, SiteNotFound, ContextTooLong, OutOfMemory, CacheError.
@@ -77,19 +80,26 @@ def sweep(
             for seed in each[i]:
                 requests.append(Request(row, seed, 0, ready[i]))
                 place.append((i, label, given[i]))
+    if keep is not None and folder is not None and not keep.name:
+        raise BadInput("rows are kept in a folder, so the question needs a name: ll.Keep(..., name='what it asks')")
     store = _Store(Path(folder) if folder is not None else None)
     about = lm._identity.context(hash_weights=folder is not None)
     keys = [_key(about, request, how, record, kl) for request in requests]
-    missing = [n for n, key in enumerate(keys) if key not in store]
+    groups = [(i, label) for i, label, _ in place]
+    if keep is not None:  # a row then depends on all rows that it was asked about with
+        keys = _with_groups(keys, groups, keep)
+    lacking = {group for group, key in zip(groups, keys, strict=True) if key not in store}
+    missing = [n for n, key in enumerate(keys) if key not in store or (keep is not None and groups[n] in lacking)]
     store.describe({"model": lm.name, "context": about, "versions": package_versions()})
 
-    def keep(rollouts: dict[int, Rollout], readings: dict[int, Readings]) -> None:
+    def done(rollouts: dict[int, Rollout], readings: dict[int, Readings]) -> None:
         moved = _divergences(lm, {n: (one, requests[missing[n]].plan) for n, one in rollouts.items()}) if kl else {}
         store.add({keys[missing[n]]: (one, readings.get(n), moved.get(n)) for n, one in rollouts.items()})
 
     if missing:
         todo, at = [requests[n] for n in missing], [place[n] for n in missing]
-        run(lm, todo, [i for i, _, _ in at], [plan for _, _, plan in at], how, record, keep)
+        prompts_of, plans_of = [i for i, _, _ in at], [plan for _, _, plan in at]
+        run(lm, todo, prompts_of, plans_of, how, record, done, keep, [groups[n] for n in missing])
     return _frame(store, keys, place, requests, len(missing))
 
 
@@ -142,6 +152,18 @@ def _key(about: Mapping[str, Any], request: Request, how: Decoding, record: Reco
         *(["kl"] if kl else []),  # rows without it are no answer to a call that asks for it
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _with_groups(keys: Sequence[str], groups: Sequence[Any], keep: Keep) -> list[str]:
+    """Keys that also name the question and everybody it was asked about."""
+    members: dict[Any, list[str]] = {}
+    for key, group in zip(keys, groups, strict=True):
+        members.setdefault(group, []).append(key)
+    about = [keep.name, keep.every, keep.last, repr(keep.record)]
+    return [
+        hashlib.sha256(json.dumps([key, *about, sorted(members[group])]).encode()).hexdigest()
+        for key, group in zip(keys, groups, strict=True)
+    ]
 
 
 def _frame(

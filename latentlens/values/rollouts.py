@@ -54,23 +54,31 @@ class Record:
 class Keep:
     """Which texts go on being written: a question asked of every batch each `every` tokens.
 
-    ask: is handed the `Rollouts` of a batch as far as they are written, with what `record=` has read of every token so
-        far, and says for each of them whether to go on (True) or to stop it there. All samples of a prompt are in one
-        batch; those that are finished or stopped already are among them, and what is said of those is ignored.
-    every: tokens from one question to the next.
+    ask: is handed the `Rollouts` of a batch as far as they are written, with what has been read of every token so far,
+        and says for each of them whether to go on (True) or to stop it there. All samples of a prompt are in one batch;
+        those that are finished or stopped already are among them, and what is said of those is ignored.
+    every: tokens from one question to the next. last: tokens after which nothing is asked, nor read for it, any more.
+    record: what is read for the question, as for `lm.generate`, whose own `record=` is then left out.
+    name: what a resumed `ll.sweep` knows the question by: another question needs another name.
 
     Raises: BadInput: not callable, or no whole number of tokens.
     """
 
     ask: Callable[[Rollouts], Sequence[bool]]
     every: int = 16
+    last: int | None = None
+    record: Any = None
+    name: str = ""
 
     def __post_init__(self) -> None:
-        """Check both."""
+        """Check them."""
         if not callable(self.ask):
             raise BadInput(f"Keep takes a function of Rollouts, not {type(self.ask).__name__}")
-        if not isinstance(self.every, int) or isinstance(self.every, bool) or self.every < 1:
-            raise BadInput(f"every={self.every!r}: a whole number of tokens, at least 1")
+        for name in ("every", "last"):
+            tokens = getattr(self, name)
+            if not (name == "last" and tokens is None) and (type(tokens) is not int or tokens < 1):
+                raise BadInput(f"{name}={tokens!r}: a whole number of tokens, at least 1")
+        object.__setattr__(self, "record", Record.of(self.record))
 
 
 @dataclass(frozen=True)
