@@ -25,6 +25,7 @@ from latentlens.values.operations import Add
 from latentlens.values.results import Arm, ProbeSweep, SteeringEffect
 from latentlens.values.rollouts import Rollouts
 from latentlens.views.figures import by_layer, steering_effect
+from latentlens.views.manifest import manifest
 from latentlens.views.report import Captioned, Section, report
 from latentlens.views.terminal import print_table
 
@@ -71,22 +72,15 @@ def _run(path: Path, seed: int, started: float) -> Path:
         held_out = [texts[i] for i in sweep.test_rows[:N_PROMPTS]]
         say(f"steering {len(held_out)} prompts of held-out creatures, {len(STRENGTHS)} strengths, with controls")
         effect, samples = steer(lm, first, sweep, [text.prompt() for text in held_out], seed)
-        stats = lm.cache.stats() if lm.cache else None
     strongest = max(STRENGTHS)
     tell(check.passed, first, again, sweep, effect, strongest)
     best = sweep.best()
-    manifest = {
-        "command": f"latentlens demo --seed {seed}",
-        "model": repr(lm),
-        "weights": first.about["context"]["weights"],
-        "attention": first.about["context"]["attention"],
-        "versions": first.about["versions"],
-        "seed": seed,
-        "forward passes, first capture": first.about["forwards"],
-        "forward passes, second capture": again.about["forwards"],
-        "cache hits": stats.hits if stats else 0,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
+    told = manifest(
+        lm,
+        seed=seed,
+        forward_passes={"first capture": first.about["forwards"], "second capture": again.about["forwards"]},
+        seconds=round(time.perf_counter() - started, 1),
+    )
     difference = effect.against("random", strongest)
     written = report(
         path,
@@ -107,7 +101,7 @@ def _run(path: Path, seed: int, started: float) -> Path:
                     f"{sweep.n_groups[1]} others.",
                     by_layer(sweep),
                     Captioned(
-                        sweep.table(),
+                        sweep,
                         "* chosen by cross-validation on the training side. The control task gives every creature "
                         "a fixed random label (Hewitt and Liang 2019, arXiv 1909.03368) on a split of its own, in "
                         "which creatures recur.",
@@ -138,7 +132,17 @@ def _run(path: Path, seed: int, started: float) -> Path:
                 ],
             ),
         ],
-        manifest=manifest,
+        manifest=told,
+        method="Statements about creatures of an invented world are captured at their last token before the answer. A "
+        "logistic probe at every block is scored on creatures that it never saw; shuffled labels and a control task "
+        "say what it would reach by chance and by memory. Its normal is then added while the model answers, beside "
+        "random directions of equal norm.",
+        sources=[
+            "Probes: Alain and Bengio 2016, arXiv 1610.01644",
+            "Control tasks and selectivity: Hewitt and Liang 2019, arXiv 1909.03368",
+            "Directions that steer: Turner et al. 2023, arXiv 2308.10248",
+        ],
+        results={"steering": effect},
     )
     say(f"report: {written} ({written.stat().st_size / 2**20:.1f} MB, opens offline)")
     return written

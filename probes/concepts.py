@@ -104,7 +104,7 @@ def main(
         question=f"Can {found.classes[1]!r} be told from {found.classes[0]!r} in the residual stream, and where?",
         highlights={"AUROC, whole procedure": found.auroc, "permutation p": (f"{found.p:.3g}", "best of all sites")},
         sections=[ll.Section(h, [f]) for h, f in {**found.tables(), "Other probes": kinds}.items()],
-        manifest={"model": repr(lm), "rows": len(labels), "forwards": forwards, **found.about},
+        manifest=ll.manifest(lm, rows=len(labels), forwards=forwards, **found.about),
     )
     print(f"AUROC {found.auroc}, p={found.p:.3g}, {found.direction}; {forwards} forward passes; page: {page}")
 

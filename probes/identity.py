@@ -89,7 +89,7 @@ def main(
         question="Do the directions of concepts and their classifiers invert each other?",
         highlights={f"gap at {last}": found[last].gap, "the same, shuffled": found[last].gap_shuffled},
         sections=[ll.Section("By site", [table]), ll.Section(f"M at {last}", [matrix])],
-        manifest={"model": repr(lm), "pairs": sizes, "seed": seed, "forwards": acts.about["forwards"]},
+        manifest=ll.manifest(lm, pairs=sizes, seed=seed, forwards=acts.about["forwards"]),
     )
     print(f"{last}: {found[last]}; {acts.about['forwards']} forward passes; page: {page}")
 

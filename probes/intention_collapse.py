@@ -124,7 +124,7 @@ def main(
             ll.Section("Dimension by layer", [pd.concat(layers)]),
             ll.Section("Other estimators of dimension, last block", [pd.concat(others)]),
         ],
-        manifest={"model": repr(lm), "n": n, "seed": seed, "forwards": forwards, "texts written": written},
+        manifest=ll.manifest(lm, n=n, seed=seed, forwards=forwards, texts_written=written),
     )
     print(f"{forwards} forward passes, {written} texts written; page: {page}")
 

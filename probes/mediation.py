@@ -142,7 +142,7 @@ def main(
             ll.Section("Directions and latents, last position", [plots.carriers(by_direction), by_direction.table()]),
             ll.Section("Approximations against patching", [near]),
         ],
-        manifest={"model": repr(lm), "pairs": len(rows), "patched": by_place.n, "seed": seed, "forwards": forwards},
+        manifest=ll.manifest(lm, pairs=len(rows), patched=by_place.n, seed=seed, forwards=forwards),
     )  # fmt: skip
     print(f"total effect {by_place.total}; {forwards} forward passes; page: {page}")
 

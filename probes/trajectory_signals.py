@@ -142,7 +142,7 @@ def main(
         title="Latent trajectories",
         question="Do changes of the latent state along a text tell right from wrong, beyond the text's length?",
         sections=sections,
-        manifest={"model": repr(lm), "n": n, "samples": samples, "segment": size, "seed": seed, **counts},
+        manifest=ll.manifest(lm, n=n, samples=samples, segment=size, seed=seed, **counts),
     )
     print(f"{counts['forward passes']} forward passes, {counts['texts written']} texts written; page: {page}")
 

@@ -122,7 +122,7 @@ def main(
                 [found[found.plan == "direction 1.0"][["prompt", "target", "text", "outcome", "nll"]].head(12)],
             ),
         ],
-        manifest={"model": repr(lm), "block": block, "steps": steps, "seeds": list(SEEDS), "temperature": TEMPERATURE},
+        manifest=ll.manifest(lm, block=block, steps=steps, seeds=list(SEEDS), temperature=TEMPERATURE),
     )
     print(f"report: {report}")
 
