@@ -22,8 +22,15 @@ class HouseStyle(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: object) -> None:
         """Called by griffe for every module, class, function and attribute."""
         if obj.docstring is not None:
-            known = set(obj.members) if obj.is_class or obj.is_module else set()
-            obj.docstring.value = markdown(obj.docstring.value, known)
+            obj.docstring.value = markdown(obj.docstring.value, names_in(obj))
+
+
+def names_in(obj: griffe.Object) -> set[str]:
+    """What lines of its docstring may be about: members, parameters."""
+    if obj.is_function:
+        return {parameter.name for parameter in obj.parameters}
+    init = obj.members.get("__init__") if obj.is_class else None
+    return set(obj.members) | (names_in(init) if init is not None and init.is_function else set())
 
 
 def markdown(text: str, known: set[str] | None = None) -> str:
@@ -53,7 +60,7 @@ def markdown(text: str, known: set[str] | None = None) -> str:
             at = end
         elif label:
             end = _block(lines, at)
-            out += ["", *_labelled(label[1], label[2], lines[at + 1 : end]), ""]
+            out += ["", *_labelled(label[1], label[2], lines[at + 1 : end], known), ""]
             at = end
         elif item and known and set(NAME.findall(item[1])) & known:
             end = _block(lines, at)
@@ -63,15 +70,19 @@ def markdown(text: str, known: set[str] | None = None) -> str:
         else:
             out.append(line)
             at += 1
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(map(_unlinked, out))).strip()
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(_unlinked(out))).strip()
 
 
-def _unlinked(line: str) -> str:
-    """`x[0]["role"]` outside backticks is no link."""
-    if line.startswith("    "):
-        return line
-    parts = line.split("`")
-    return "`".join(part.replace("][", "]\\[") if i % 2 == 0 else part for i, part in enumerate(parts))
+def _unlinked(lines: list[str]) -> list[str]:
+    """`x[0]["role"]` outside code is no link."""
+    out, inside = [], False
+    for line in lines:
+        inside ^= line.startswith("```")
+        parts = line.split("`")
+        if not inside and not line.startswith("    "):
+            line = "`".join(part.replace("][", "]\\[") if i % 2 == 0 else part for i, part in enumerate(parts))
+        out.append(line)
+    return out
 
 
 def _block(lines: list[str], at: int) -> int:
@@ -86,17 +97,17 @@ def _goes_on(lines: list[str], blank: int) -> bool:
     return blank + 1 < len(lines) and lines[blank + 1].startswith("        ")
 
 
-def _labelled(label: str, first: str, rest: list[str]) -> list[str]:
+def _labelled(label: str, first: str, rest: list[str], known: set[str] | None) -> list[str]:
     """A label as a bold word, with a list of its items where it has such."""
     if label in ("Args", "Attributes") and ITEM.match(first):
-        return [f"**{label}**", "", *_items([" ".join([first, *(part.strip() for part in rest)])])]
+        return [f"**{label}**", "", *_items([" ".join([first, *(part.strip() for part in rest)])], known)]
     if first:
         return [f"**{label}** {first}", *(part.strip() for part in rest)]
     body = inspect.cleandoc("\n".join(rest)).splitlines()
     if body and body[0].startswith(">>>"):
         return ["```pycon", *body, "```"]
     if any(ITEM.match(part) for part in body):
-        return [f"**{label}**", "", *_items(body)]
+        return [f"**{label}**", "", *_items(body, known if label in ("Args", "Attributes") else None)]
     return [f"**{label}** " + " ".join(part.strip() for part in body)]
 
 
@@ -111,7 +122,7 @@ def _items(body: list[str], known: set[str] | None = None) -> list[str]:
         for part in parts:
             item = ITEM.match(part)
             names = NAME.findall(item[1]) if item else []
-            if item and (known is None or set(names) & known or not out):
+            if item and (not known or {name.lstrip("*") for name in names} & known or not out):
                 out.append(f"- {', '.join(f'`{name}`' for name in names)}: {item[2]}")
             elif part.strip():
                 out.append(f"    {part.strip()}")

@@ -42,36 +42,37 @@ class Room(NamedTuple):
     file: str
     title: str
     opening: str
-    modules: tuple[str, ...]
-    first: tuple[str, ...] = ()
+    modules: str
+    first: str = ""
 
 
 # The longest matching beginning of a module's name decides.
 ROOMS = (
     Room("loading", "Loading and capture", "Open a model, read its activations, generate, and keep what was computed.",
-         ("access", "values.activations", "values.sites", "values.where", "values.rollouts"),
-         ("load", "LensModel", "Activations")),
-    Room("steering", "Steering", "Interventions, when they act, sweeps, and files of plans. The formulas are on "
+         "access values.activations values.sites values.where values.rollouts", "load LensModel Activations"),
+    Room("steering", "Steering", "Interventions, when they act, sweeps, what they cost. The formulas are on "
          "[Steering](../steering.md).",
-         ("values.operations", "values.replacements", "values.rotations", "values.gates", "values.schedules",
-          "values.plan_files", "values.interventions", "access.doses", "access.sweep")),
-    Room("directions", "Directions", "Vectors with a site and a frame; other tools' files.",
-         ("values.direction", "values.persona", "access.formats", "access.persona", "methods.direction",
-          "methods.persona")),
+         "values.operations values.replacements values.rotations values.gates values.schedules values.plan_files "
+         "values.interventions values.adaptive access.doses access.sweep access.likelihood access.overhead"),
+    Room("directions", "Directions and personas", "Vectors with a site and a frame, how they are found, and other "
+         "tools' files. See [Finding a direction](../directions.md).",
+         "values.direction values.persona values.trait values.effect_model values.head_directions access.formats "
+         "access.contrast access.cold access.judged_sweep access.preventative access.refusal access.reft "
+         "access.screening access.steered_codes access.trait methods.direction methods.persona"),
     Room("probes", "Probes", "Can it be read? Every fit comes with its controls.",
-         ("methods.probe", "methods.class_probe", "methods.contrast_probe", "methods.token_probe",
-          "methods.identity_test", "methods.sdm", "values.probe_report")),
-    Room("measuring", "Measuring", "Intention, trajectories, selection, calibration, judges: values in, numbers out.",
-         ("methods", "values.questions", "values.judging", "access.judg", "access.endpoint", "access.verdict",
-          "access.writer", "access.patch", "access.mediat")),
+         "methods.probe methods.class_probe methods.contrast_probe methods.token_probe methods.identity_test "
+         "methods.sdm values.probe_report"),
+    Room("measuring", "Measuring", "Intention, trajectories, selection, calibration, mediation, resistance, judges.",
+         "methods maths resistance values.questions values.judging values.answer_metrics values.concepts access.judge "
+         "access.attempt access.endpoint access.verdict access.mediators access.patch access.writes"),
     Room("saes", "SAEs", "Sparse autoencoders: loading, checking, reading, editing, training. See "
          "[SAE latents](../sae.md).",
-         ("access.sae", "access.preflight", "methods.latent", "values.sae", "values.codes", "values.latent")),
+         "access.sae access.preflight methods.latent values.sae values.codes values.latent"),
     Room("results", "Results and errors", "What comes back: frozen values with `to_frame()`, intervals and controls; "
-         "and every error by name.", ("values", "errors")),
-    Room("views", "Views", "Figures, tables, the report page.", ("views",)),
+         "and every error by name.", "values errors"),
+    Room("views", "Views", "Figures, tables, the report page, the panel.", "views"),
     Room("organism", "The embedded model", "Labelled texts, judges, weights. See [its page](../organism.md).",
-         ("organism",)),
+         "organism organism_saes"),
 )  # fmt: skip
 
 
@@ -81,7 +82,9 @@ ROOMS = (
 def room_of(module: str) -> Room:
     """The page on which the names of a module of the package stand; Measuring, where no room claims it."""
     inside = module.removeprefix("latentlens.")
-    found = [(len(beginning), room) for room in ROOMS for beginning in room.modules if inside.startswith(beginning)]
+    found = [
+        (len(beginning), room) for room in ROOMS for beginning in room.modules.split() if inside.startswith(beginning)
+    ]
     return max(found, key=lambda pair: pair[0])[1] if found else next(r for r in ROOMS if r.file == "measuring")
 
 
@@ -91,7 +94,7 @@ def names_by_room() -> dict[str, list[str]]:
     for name in latentlens.__all__:
         found[room_of(latentlens._LAZY[name][0]).file].append(name)
     for room in ROOMS:
-        rank = {name: i for i, name in enumerate(room.first)}
+        rank = {name: i for i, name in enumerate(room.first.split())}
         found[room.file].sort(key=lambda name: (inspect.ismodule(getattr(latentlens, name)), name.lower()))
         found[room.file].sort(key=lambda name, rank=rank: rank.get(name, len(rank)))
     return found

@@ -170,6 +170,9 @@ def test_the_house_style_of_docstrings_becomes_markdown():
     docstrings = script("docstrings")
     assert doctest.testmod(docstrings).failed == 0
     text = "A thing.\n\ncoeff: c. unit: of c\n    or of d.\n\nRaises: BadInput: no.\n    TooFew: few."
+    assert docstrings.markdown("a[0][1] and `a[0][1]`\n\n>>> a[0][1]\n2").splitlines() == [
+        "a[0]\\[1] and `a[0][1]`", "", "```pycon", ">>> a[0][1]", "2", "```",
+    ]  # fmt: skip
     assert docstrings.markdown(">>> 1 + 1\n2\n\nTwo.") == "```pycon\n>>> 1 + 1\n2\n```\n\nTwo."
     assert docstrings.markdown(text, {"coeff", "unit"}).splitlines() == [
         "A thing.", "", "- `coeff`: c.", "- `unit`: of c", "    or of d.", "",
