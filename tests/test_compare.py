@@ -67,6 +67,14 @@ def test_of_two_shares_that_are_equal_one_in_twenty_is_flagged(tmp_path):
     assert 0.03 < flagged / 2000 < 0.07
 
 
+def test_numbers_without_intervals_are_marked_as_nothing_to_judge(tmp_path):
+    found = compare(page(tmp_path / "a.html", loss=0.5, steps=3), page(tmp_path / "b.html", loss=0.6, steps=3))
+    assert (pair(found, "loss").mark, pair(found, "steps").mark) == ("?", "")
+    assert not found.differing
+    assert found.table(only_flagged=True)[""].tolist() == ["?"]
+    assert "1 more are not equal" in found.note
+
+
 def test_words_and_settings_that_changed_are_named(tmp_path):
     found = compare(page(tmp_path / "a.html"), page(tmp_path / "b.html", site="resid_post[4]", seed=1, extra=0.5))
     assert pair(found, "site").differs

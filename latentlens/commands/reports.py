@@ -39,7 +39,7 @@ def compare(
             }
         )
     else:
-        table = found.table(only_differing=not everything)
+        table = found.table(only_flagged=not everything)
         title = f"A: {found.a.title}   B: {found.b.title}"
         print_table(title, list(table.columns), table.itertuples(index=False), note=found.note)
         told = found.manifest_table()

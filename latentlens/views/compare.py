@@ -55,13 +55,20 @@ class Run:
 class Pair:
     """The same finding in both runs. difference: b - a with its interval; None where one is no estimate.
 
-    differs: the interval of the difference excludes 0; for numbers without interval and words, they are not equal.
+    differs: the interval of the difference excludes 0, or two words are not equal. unjudged: numbers that are not equal
+    and have no interval to judge by.
     """
 
     a: Finding
     b: Finding
     difference: Estimate | None
     differs: bool
+    unjudged: bool = False
+
+    @property
+    def mark(self) -> str:
+        """How it is flagged in tables."""
+        return "≠" if self.differs else "?" if self.unjudged else ""
 
 
 @dataclass(frozen=True)
@@ -102,22 +109,23 @@ class Comparison(Shown):
             }
             gap = pair.difference
             ends = {"difference": gap.value, "low": gap.low, "high": gap.high} if gap else {}
-            rows.append({**named, **sides, **ends, "differs": pair.differs})
+            rows.append({**named, **sides, **ends, "differs": pair.differs, "unjudged": pair.unjudged})
         return pd.DataFrame(rows)
 
-    def table(self, only_differing: bool = False) -> pd.DataFrame:
-        """The same for people, intervals as text."""
+    def table(self, only_flagged: bool = False) -> pd.DataFrame:
+        """The same for people, intervals as text: ≠ differs, ? not equal, with no interval to judge by."""
         import pandas as pd
 
         return pd.DataFrame(
             {
-                "": "≠" if pair.differs else "",
+                "": pair.mark,
                 "what": " · ".join(part for part in pair.a.key if part),
                 "A": pair.a.short,
                 "B": pair.b.short,
                 "B - A": "" if pair.difference is None else pair.difference.short,
             }
-            for pair in (self.differing if only_differing else self.pairs)
+            for pair in sorted(self.pairs, key=lambda pair: not pair.differs)
+            if pair.mark or not only_flagged
         )
 
     def manifest_table(self) -> pd.DataFrame:
@@ -130,10 +138,12 @@ class Comparison(Shown):
     def note(self) -> str:
         """How to read the flags."""
         by_chance = f"{0.05 * self.decided:.1f}".removesuffix(".0")
+        unjudged = sum(pair.unjudged for pair in self.pairs)
         return (
-            f"{len(self.differing)} of {len(self.pairs)} findings differ. {self.decided} have intervals on both sides; "
-            f"if nothing had changed, about {by_chance} of them would be flagged by chance (fewer if the runs share "
-            f"prompts and seeds). Only in A: {len(self.only_a)}; only in B: {len(self.only_b)}."
+            f"{len(self.differing)} of {len(self.pairs)} findings differ (≠). {self.decided} have intervals on both "
+            f"sides; if nothing had changed, about {by_chance} of them would be flagged by chance (fewer if the runs "
+            f"share prompts and seeds). {unjudged} more are not equal and have no interval to judge by (?). Only in A: "
+            f"{len(self.only_a)}; only in B: {len(self.only_b)}."
         )
 
     def __repr__(self) -> str:
@@ -145,7 +155,7 @@ class Comparison(Shown):
     def write(self, path: str | Path) -> Path:
         """A page with both runs side by side: differences first, then everything, figures, and the manifests."""
         sections = [
-            Section("What differs", [self.note, _shown(self.table(only_differing=True), "No finding differs.")]),
+            Section("What differs", [self.note, _shown(self.table(only_flagged=True), "No finding differs.")]),
             Section("All findings", [_shown(self.table(), "The pages have no finding in common.")]),
         ]
         alone = [("A", self.only_a), ("B", self.only_b)]
@@ -245,7 +255,9 @@ class _Kept(HTMLParser):
 def _pair(a: Finding, b: Finding) -> Pair:
     ends = (a.value, a.low, a.high, b.value, b.low, b.high)
     if any(not isinstance(end, float) for end in ends):
-        return Pair(a, b, None, not _equal(a.value, b.value))
+        is_word = isinstance(a.value, str) or isinstance(b.value, str)
+        unequal = not _equal(a.value, b.value)
+        return Pair(a, b, None, unequal and is_word, unequal and not is_word)
     x, x_low, x_high, y, y_low, y_high = (float(end) for end in ends)  # type: ignore[arg-type]
     low = y - x - math.hypot(y - y_low, x_high - x)
     high = y - x + math.hypot(y_high - y, x - x_low)
