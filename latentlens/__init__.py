@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from latentlens.methods import code_language as code_language
     from latentlens.methods import directions as directions
     from latentlens.methods import gact as gact
+    from latentlens.methods import early_stopping as early_stopping
     from latentlens.methods import intention as intention
     from latentlens.methods import latents as latents
     from latentlens.methods import mediation as mediation
@@ -279,6 +280,7 @@ _LAZY = {
     "neurons": ("latentlens.methods.neurons", None),
     "overhead": ("latentlens.access.overhead", "overhead"),
     "token_writes": ("latentlens.access.writes", "token_writes"),
+    "early_stopping": ("latentlens.methods.early_stopping", None),
     "intention": ("latentlens.methods.intention", None),
     "questions": ("latentlens.values.questions", None),
     "recoverability": ("latentlens.methods.recoverability", None),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from latentlens.errors import BadInput, TooFewExamples
-from latentlens.methods.selection import early_path, select, threshold
+from latentlens.methods.early_stopping import early_path
+from latentlens.methods.selection import select, threshold
 
 QUICK = {"n_bootstrap": 60}
 

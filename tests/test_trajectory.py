@@ -240,3 +240,22 @@ def test_a_truncated_path_is_what_can_be_known_early():
     assert trajectory.signals(cut)["net"].tolist() == trajectory.signals(paths_of(long[:, :4], short))["net"].tolist()
     with pytest.raises(BadInput):
         trajectory.truncated(cut, 0)
+
+
+def test_segments_of_single_tokens_are_their_means_and_may_end_early():
+    rng = np.random.default_rng(0)
+    acts = Activations(
+        {Site("resid_post", 0): torch.tensor(rng.normal(size=(12, 3)), dtype=torch.float32)},
+        {"text": np.repeat([0, 1], [7, 5]), "position": np.r_[np.arange(4, 11), np.arange(2, 7)]},
+    )
+    tokens = trajectory.paths(acts)
+    found = trajectory.pooled(tokens, 3, [7, 4])
+    assert found.n_points.tolist() == [3, 2]
+    np.testing.assert_allclose(found.states[0][0, 1], tokens.states[0][0, 3:6].mean(0), rtol=1e-6)
+    np.testing.assert_allclose(found.states[0][0, 2], tokens.states[0][0, 6], rtol=1e-6)
+    np.testing.assert_allclose(found.states[1][0, 1], tokens.states[1][0, 3], rtol=1e-6)
+    assert found.n_tokens.tolist() == [7, 4]
+    assert found.starts[0].tolist() == [4, 7, 10]
+    for size, lengths in ((0, None), (2, [8, 1]), (2, [1]), (2, [0, 1])):
+        with pytest.raises(BadInput, match="lengths"):
+            trajectory.pooled(tokens, size, lengths)

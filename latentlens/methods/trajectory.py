@@ -97,6 +97,27 @@ def truncated(of: Paths, n_points: int) -> Paths:
     return replace(of, states=states, n_tokens=np.array(read), starts=tuple(s[:n_points] for s in of.starts))
 
 
+def pooled(of: Paths, size: int, lengths: Sequence[int] | None = None) -> Paths:
+    """Means over `size` points after another, the last segment shorter: segments made of single tokens.
+
+    `lm.activations(..., pool=("segments", size))` gives the same without keeping the tokens; this is for states that
+    were read while a text was written.
+
+    Args: size: points of a segment. lengths: how many points of each path count; all by default.
+    Raises: BadInput: size below 1, or lengths that are not one from 1 to n_points for each path.
+    """
+    wanted = of.n_points if lengths is None else np.asarray(lengths, dtype=np.int64)
+    if size < 1 or wanted.shape != (len(of),) or (wanted < 1).any() or (wanted > of.n_points).any():
+        raise BadInput(f"size={size}, lengths={lengths}: at least 1, and for each path 1 to its number of points")
+    states, starts, read = [], [], []
+    for x, start, n, total in zip(of.states, of.starts, wanted.tolist(), of.n_tokens.tolist(), strict=True):
+        cuts = range(0, n, size)
+        states.append(np.stack([x[:, a : min(a + size, n)].mean(1, dtype=np.float32) for a in cuts], axis=1))
+        starts.append(start[::size][: len(cuts)])
+        read.append(int(start[n] - start[0]) if n < len(start) else int(total))
+    return replace(of, states=tuple(states), starts=tuple(starts), n_tokens=np.array(read))
+
+
 def between(tokens: Sequence[str], marks: Sequence[str] = ("\n",), *, start: int = 0) -> list[int]:
     r"""Positions between marks, for segments that end at newlines or full stops instead of after k tokens.
 
