@@ -82,7 +82,7 @@ SCHEDULES: dict[str, tuple[str, Schedule]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class Answers(Shown):
     """What was written in one condition, one entry a trial.
 
     condition: its name. prompts: what was asked, as text. texts, tokens: what was written. attempts: as judged; None

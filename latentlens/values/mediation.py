@@ -33,7 +33,7 @@ _LEAST = 0.1  # of the median |total effect|
 
 
 @dataclass(frozen=True, eq=False)
-class Patched:
+class Patched(Shown):
     """The metric of every run. n items, k mediators.
 
     base, source: (n,) of the prompts that are edited, and of those that values come from, both untouched.
@@ -308,7 +308,7 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Faithfulness:
+class Faithfulness(Shown):
     """Share of the effect that growing sets of mediators carry: f(sizes) = values, with CPR and CMD of MIB.
 
     sizes: shares of the model, increasing. names: of the sets.

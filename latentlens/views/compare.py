@@ -163,11 +163,11 @@ class Comparison(Shown):
         sections += [Section("Without a partner", lists)] if lists else []
         drawn = [Beside({"A": one, "B": other}) for one, other in _figures(self.a, self.b)]
         sections += [Section("Figures", drawn)] if drawn else []
-        told = _shown(self.manifest_table(), "No entry differs.")
+        told, same_title = _shown(self.manifest_table(), "No entry differs."), self.a.title == self.b.title
         sections.append(Section("What was different about the runs", [Captioned(told, f"{self.same} entries agree.")]))
         return report(
             path,
-            title=f"A: {self.a.title} · B: {self.b.title}",
+            title=f"Two runs: {self.a.title}" if same_title else f"A: {self.a.title} · B: {self.b.title}",
             question=self.a.question
             if self.a.question == self.b.question
             else f"{self.a.question} / {self.b.question}",
