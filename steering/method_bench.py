@@ -187,7 +187,7 @@ def main(
     if concepts.endswith(".json"):
         chosen = ll.read_concepts(concepts)
     elif model and not concepts:
-        raise BadInput("--model needs --concepts FILE.json: the concepts of the embedded model are of its own language")
+        raise typer.BadParameter("--model needs --concepts FILE.json: the names are of the embedded model's")
     else:
         names = concepts.split(",") if concepts else DEFAULT[1:3] if quick else DEFAULT
         chosen = embedded(names, 60 if quick else 120, UNSCORED + (12 if quick else prompts), seed)

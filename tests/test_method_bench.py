@@ -128,6 +128,14 @@ def test_a_planted_effect_lies_in_its_interval_and_nothing_is_claimed_of_none():
     assert claimed <= 7
 
 
+def test_scores_that_are_all_alike_still_have_a_width():
+    """Four prompts of 2: no resample differs; Wilson's interval of 4 of 4 begins at .5101."""
+    found = method_bench(pd.DataFrame([answer(prompt=p, score=2.0) for p in range(4)]), n_bootstrap=20)["a"]
+    assert (found.concept.value, found.concept.high) == (2.0, 2.0)
+    assert found.concept.low == pytest.approx(2 * 0.5101, abs=1e-3)
+    assert (found.nll.low, found.nll.high) == (0.0, 0.0)
+
+
 def test_a_task_that_does_not_exist_is_left_out_of_the_harmonic_mean():
     rows = [answer(prompt=p, score=1.0, task=np.nan, fluency=2.0) for p in range(4)]
     found = method_bench(pd.DataFrame(rows), n_bootstrap=20)["a"]

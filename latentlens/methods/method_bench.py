@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from latentlens.errors import BadInput, TooFewExamples
 from latentlens.maths.answer_grades import harmonic_mean
-from latentlens.maths.statistics import cluster_bootstrap
+from latentlens.maths.statistics import cluster_bootstrap, wilson
 from latentlens.values.method_bench import MethodBench, MethodScore
 from latentlens.values.results import Estimate
 
@@ -48,7 +48,8 @@ def method_bench(
         random: the method that `above_random` refers to; left out if the frame has none.
         slowdown, fit_seconds: by method. left_out: concepts that a method was not fitted to, with reasons.
         about: provenance.
-        n_bootstrap, seed, level: of the intervals; whole prompts are resampled.
+        n_bootstrap, seed, level: of the intervals; whole prompts are resampled. Where all prompts score alike and no
+            resample can differ, the ends of a score are Wilson's, of the share score / 2 of as many prompts.
 
     Half of the prompts of every concept choose the factor of the harmonic mean (a method's own, a concept's own, of
     equals the smaller), the other half score it. Means over concepts weigh every concept the same.
@@ -81,17 +82,17 @@ def method_bench(
             MethodScore(
                 method=name,
                 role=even["role"].iloc[0],
-                concept=how.mean(even, even["score"]),
+                concept=how.score(even, even["score"]),
                 above_random=None
                 if chance.empty or name == random
                 else how.mean(even, even["score"] - even["group"].map(chance)),
-                task=how.mean(even, even["task"]) if even["task"].notna().any() else None,
-                fluency=how.mean(even, even["fluency"]),
+                task=how.score(even, even["task"]) if even["task"].notna().any() else None,
+                fluency=how.score(even, even["fluency"]),
                 nll=how.mean(even, even["nll"]),
                 off_target=how.change(even, others),
-                harmonic=how.mean(chosen, chosen["harmonic"]),
+                harmonic=how.score(chosen, chosen["harmonic"]),
                 factors=factors,
-                by_concept={str(c): how.mean(part, part["score"]) for c, part in even.groupby("concept", sort=False)},
+                by_concept={str(c): how.score(part, part["score"]) for c, part in even.groupby("concept", sort=False)},
                 slowdown=(slowdown or {}).get(name),
                 fit_seconds=(fit_seconds or {}).get(name),
                 left_out=(left_out or {}).get(name, {}),
@@ -142,6 +143,15 @@ class _Interval:
         kept = ~np.isnan(x)
         x, codes = x[kept], np.unique(rows["concept"].to_numpy()[kept], return_inverse=True)[1]
         return self._estimate(lambda at: _balanced(x[at], codes[at]), rows["group"].to_numpy()[kept])
+
+    def score(self, rows: Any, values: Any) -> Estimate:
+        """Mean of scores from 0 to 2; where no resample differs, the ends of a share of as many prompts."""
+        found = self.mean(rows, values)
+        if found.low != found.high:
+            return found
+        groups = len(np.unique(rows["group"].to_numpy()[~np.isnan(np.asarray(values, dtype=np.float64))]))
+        low, high = wilson(found.value / 2 * groups, groups, self.level)  # pyright: ignore[reportArgumentType]
+        return Estimate(found.value, 2 * low, 2 * high, found.n, self.level)
 
     def change(self, rows: Any, names: Sequence[str]) -> Estimate:
         """Mean over concepts, and over what applies to each, of |mean change|."""

@@ -49,6 +49,9 @@ def method_bench(found: MethodBench) -> Figure:
             )  # fmt: skip
         if chance is not None:
             _line(figure, getattr(chance, what), column)
+        if what == "off_target":
+            most = max([0.05, *(one.off_target.high for one in rows if one.off_target.high == one.off_target.high)])
+            ends = (-0.04 * most, 1.04 * most)
         figure.update_xaxes(title=heading, range=ends, row=1, col=column)
     level = found.scores[0].concept.level
     finish(
