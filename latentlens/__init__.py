@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from latentlens.methods import persona_monitoring as persona_monitoring
     from latentlens.methods import persona_screening as persona_screening
     from latentlens.methods import probe as probe
+    from latentlens.methods import psychometrics as psychometrics
     from latentlens.methods import recoverability as recoverability
     from latentlens.methods import selection as selection
     from latentlens.methods import signal_quality as signal_quality
@@ -238,6 +239,7 @@ _LAZY = {
     "screen": ("latentlens.access.screening", "screen"),
     "write_trait": ("latentlens.access.trait_writing", "write_trait"),
     "persona": ("latentlens.methods.persona", None),
+    "psychometrics": ("latentlens.methods.psychometrics", None),
     "persona_algebra": ("latentlens.methods.persona_algebra", None),
     "persona_monitoring": ("latentlens.methods.persona_monitoring", None),
     "persona_screening": ("latentlens.methods.persona_screening", None),
