@@ -20,7 +20,7 @@ from torch import Tensor
 from latentlens.errors import TooFewExamples
 from latentlens.maths.calibration_scores import best_threshold, temperature
 from latentlens.maths.grouped_splits import Split, grouped_folds, permuted
-from latentlens.maths.readouts import Fitter
+from latentlens.maths.readouts import Fitter, logistic
 from latentlens.maths.statistics import auroc, auroc_rows, cluster_bootstrap
 
 _NUMBERS = 1 << 25  # (site, column, row) scores held at a time
@@ -115,6 +115,21 @@ def nested_scores(
         scores, logits, by_site, np.array(site), np.array(strength), np.array(reached), np.array(cut),
         np.array(warm), outer, fold_of,
     )  # fmt: skip
+
+
+def held_out(
+    x: Tensor, pairs: list[tuple[NDArray, NDArray]], labels: list[NDArray], strength: float
+) -> tuple[NDArray, NDArray]:
+    """Mean over splits of held-out AUROC and accuracy of probes fitted to each labelling, (labellings,) each."""
+    areas, rights = [], []
+    for train, test in pairs:
+        y = np.stack(labels)
+        mask = np.zeros(y.shape, dtype=bool)
+        mask[:, train] = True
+        scores = masked_scores(x, y, mask, np.full(len(y), strength), logistic, centred=False)[0]
+        areas.append(auroc_rows(scores[:, test], y[:, test]))
+        rights.append(((scores[:, test] > 0) == y[:, test]).mean(axis=1))
+    return np.nanmean(areas, axis=0), np.mean(rights, axis=0)
 
 
 def permutation_null(

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latentlens.errors import BadInput, TooFewExamples
+from latentlens.errors import BadInput, NonFiniteActivations, TooFewExamples
 from latentlens.maths import readouts
 from latentlens.values.markup import Shown
 from latentlens.values.results import Estimate
@@ -82,6 +82,7 @@ def identity_test(
     Args: pairs: concept -> (states without, states with), both (n, d), row by row a pair that differs in that
         concept only. C: of the classifiers. halvings: random ones. seed: of halvings and shuffles.
     Raises: TooFewExamples: fewer than two concepts, or four pairs of one. BadInput: shapes.
+        NonFiniteActivations.
     Source: Liu et al., I Predict Therefore I Am (arXiv 2503.08980); halving, control and scaling are ours (the paper
         reports figures only, and builds both sides from the same pairs).
     """
@@ -92,6 +93,8 @@ def identity_test(
             raise BadInput(f"{name}: {tuple(base.shape)} and {tuple(target.shape)}; both must be (n, d)")
         if len(base) < 4:
             raise TooFewExamples(f"{name} has {len(base)} pairs: each half needs at least 2")
+        if not bool(base.isfinite().all() and target.isfinite().all()):
+            raise NonFiniteActivations(f"{name}: NaN or infinity in its pairs: drop those pairs")
     rng = np.random.default_rng(seed)
     gaps, tops, matrices = ([], []), ([], []), []
     for _ in range(halvings):

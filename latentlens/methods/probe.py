@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,15 @@ from latentlens.maths import readouts
 from latentlens.maths.grouped_splits import Split, grouped_folds, shuffled, split_by_group, split_inside_groups
 from latentlens.maths.statistics import auroc, auroc_rows, auroc_score_interval, cluster_bootstrap
 from latentlens.values.activations import Activations
-from latentlens.values.labelled_rows import binary_labels, finite_rows, group_codes
+from latentlens.values.labelled_rows import (
+    NonFinite,
+    Usable,
+    binary_labels,
+    finite_rows,
+    group_codes,
+    taken,
+    usable,
+)
 from latentlens.values.results import Estimate, ProbeSweep, SiteProbe
 from latentlens.values.sites import Site
 
@@ -64,6 +73,7 @@ def fit(
     n_bootstrap: int = 1000,
     n_controls: int = 20,
     level: float = 0.95,
+    nonfinite: NonFinite = "raise",
 ) -> ProbeSweep:
     """Fit a linear probe at every site, and report its held-out AUROC with interval and controls.
 
@@ -108,12 +118,15 @@ def fit(
         n_bootstrap: resamples of the held-out groups.
         n_controls: draws of each control.
         level: coverage of all intervals.
+        nonfinite: what to do about NaN and infinity. "raise". "skip": leave out, at every site, the rows that hold
+            any; `about["nonfinite"]` counts them and `train_rows`, `test_rows` still index `acts`. "flag": give up
+            the sites that hold any; their numbers are NaN, `about["nonfinite"]` names them, `best()` never is one.
 
     Returns: a ProbeSweep, its probes in the order of the activations.
     Raises:
         TooFewExamples: one class only; fewer than two groups a side; no split or fold with both classes.
         BadInput: lengths differ, more than two labels, a site with heads, `types` that never recur.
-        NonFiniteActivations: NaN or infinity in the activations: a probe never sees them.
+        NonFiniteActivations: NaN or infinity, and `nonfinite` is "raise" or leaves nothing.
     Source: control task and selectivity: Hewitt and Liang 2019 (arXiv 1909.03368), there in accuracy,
         here in AUROC.
     """
@@ -132,6 +145,13 @@ def fit(
     chosen = list(acts.sites) if sites is None else acts.expand(sites)
     if not chosen:
         raise BadInput("no site to probe: the activations are empty, or sites=[] was given")
+    left = usable(acts, chosen, nonfinite)
+    if not left.everything:
+        options = {"method": method, "k": k, "C": C, "seed": seed, "test_share": test_share, "level": level}
+        options |= {"n_bootstrap": n_bootstrap, "n_controls": n_controls, "types": taken(types, left.rows)}
+        sites = [site for site in chosen if site not in left.broken]
+        part = acts.rows(left.rows), taken(list(labels), left.rows)
+        return _completed(fit(*part, groups=taken(groups, left.rows), sites=sites, **options), chosen, left)
     split_seed, fold_seed, boot_seed, shuffle_seed, control_seed = np.random.SeedSequence(seed).generate_state(5)
 
     main = split_by_group(y, group, test_share, np.random.default_rng(split_seed))
@@ -199,6 +219,23 @@ def fit(
         parts = _fit_batch(x, y, fitter, grid, main, folds, null, control)
         probes += [report(site, rows, part) for site, rows, part in zip(batch, x, parts, strict=True)]
     return ProbeSweep(tuple(probes), classes, main.train, main.test, sides, about)
+
+
+def _completed(found: ProbeSweep, sites: Sequence[Site], left: Usable) -> ProbeSweep:
+    """A sweep over some rows and sites as one over all: rows counted in all of them, NaN at the sites given up."""
+    index, first = np.flatnonzero(left.rows), found.probes[0]
+    nan = Estimate(math.nan, math.nan, math.nan, 0, first.auroc.level)
+    none = replace(
+        first, auroc=nan, train_auroc=math.nan, cv_auroc=math.nan, C=math.nan, shuffled=nan,
+        control=None if first.control is None else nan, selectivity=None if first.selectivity is None else nan,
+        weights=np.full_like(first.weights, np.nan), mean_difference=np.full_like(first.mean_difference, np.nan),
+        intercept=math.nan,
+    )  # fmt: skip
+    probes = tuple(replace(none, site=s) if s in left.broken else found[s] for s in sites)
+    return replace(
+        found, probes=probes, train_rows=index[found.train_rows], test_rows=index[found.test_rows],
+        about={**found.about, "nonfinite": left.told},
+    )  # fmt: skip
 
 
 def _control_name(types: Any, possible: bool) -> str:

@@ -12,9 +12,9 @@ A part that needs data which was not given is left out and named in `missing`.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,16 +28,28 @@ from latentlens.maths.calibration_scores import brier, expected_calibration_erro
 from latentlens.maths.grouped_splits import shuffled, split_inside_groups
 from latentlens.maths.nested_probe import (
     Nested,
+    held_out,
     inflation,
     masked_scores,
     max_statistic,
     nested_scores,
     permutation_null,
 )
-from latentlens.maths.statistics import auroc, auroc_rows, auroc_score_interval, cluster_bootstrap
+from latentlens.maths.statistics import auroc, auroc_score_interval, cluster_bootstrap, wilson
+from latentlens.maths.word_counts import words_and_length
 from latentlens.values.activations import Activations
 from latentlens.values.directions import Direction
-from latentlens.values.labelled_rows import binary_labels, finite_rows, group_codes
+from latentlens.values.labelled_rows import (
+    NonFinite,
+    Usable,
+    binary_labels,
+    finite_rows,
+    finite_sets,
+    group_codes,
+    taken,
+    tokens_of,
+    usable,
+)
 from latentlens.values.probe_report import ProbeReport
 from latentlens.values.results import Estimate
 from latentlens.values.sites import Site
@@ -102,6 +114,7 @@ def probe_report(
     n_controls: int = 10,
     seed: int = 0,
     level: float = 0.95,
+    nonfinite: NonFinite = "raise",
 ) -> ProbeReport:
     """Examine a logistic probe of one concept.
 
@@ -129,6 +142,8 @@ def probe_report(
             towards label 1. It runs the model; this function never does.
         C: values to choose from. n_outer, n_inner: folds. n_permutations: of part 3. n_bootstrap: of intervals.
             n_controls: draws of part 4. seed: of everything. level: of intervals.
+        nonfinite: about NaN and infinity: "raise"; "skip" leaves out, everywhere, the rows that hold any, and counts
+            them in `about["nonfinite"]`; "flag" gives up the sites that hold any: NaN in part 6, named in `missing`.
 
     Returns: ProbeReport.
     Raises: TooFewExamples, BadInput, NonFiniteActivations: as `probe.fit`.
@@ -148,6 +163,15 @@ def probe_report(
         "C": grid, "n_outer": n_outer, "n_inner": n_inner, "n_permutations": n_permutations, "n_bootstrap": n_bootstrap,
         "n_controls": n_controls, "seed": seed, "level": level,
     }  # fmt: skip
+    left = usable(acts, chosen, nonfinite)
+    if not left.everything:
+        labelled = {"groups": groups, "types": types, "texts": texts}
+        more = {
+            "effect": effect, "others": finite_sets(others, nonfinite), "tokens": tokens_of(tokens, left.rows),
+            "untrained": None if untrained is None else untrained.rows(left.rows),
+            "sites": [site for site in chosen if site not in left.broken], **settings,
+        } | {name: taken(values, left.rows) for name, values in labelled.items()}  # fmt: skip
+        return _completed(probe_report(acts.rows(left.rows), taken(list(labels), left.rows), **more), left)
     case = _Case(y, group, settings)
     x = torch.stack([finite_rows(acts, site) for site in chosen])
     nested = case.nested(x)
@@ -163,12 +187,8 @@ def probe_report(
         x[best][None], torch.as_tensor(y)[None], torch.tensor([strength]), torch.ones(1, n_rows, dtype=torch.bool)
     )
     name = f"{classes[1]} against {classes[0]}"
-    about = {
-        "method": "logistic probe", "C": strength, "seed": seed,
-        "intercept": float(final.intercepts[0, 0]), "rows": n_rows,
-    }  # fmt: skip
-    if "model" in acts.about:
-        about["model"] = str(acts.about["model"])
+    about = {"method": "logistic probe", "C": strength, "seed": seed, "intercept": float(final.intercepts[0, 0])}
+    about |= {"rows": n_rows} | ({"model": str(acts.about["model"])} if "model" in acts.about else {})
     direction = Direction(final.weights[0, 0].float(), chosen[best], f"probe {name}", "raw", about)
     score = case.interval(nested.scores)
     rows: dict[str, list[dict[str, Any]]] = {
@@ -194,7 +214,18 @@ def probe_report(
     _put(rows, missing, "causal", effect and _causal(effect, direction, x[best], y, seed, level),
          "give effect=, a function that steers the model with a direction")  # fmt: skip
     about = {**settings, "widening of intervals": case.wider, "sites": [str(s) for s in chosen]}
-    return ProbeReport(score, p, direction, classes, rows, missing, about)
+    return ProbeReport(score, p, direction, classes, rows, missing, about, _reliability(case, nested))
+
+
+def _completed(found: ProbeReport, left: Usable) -> ProbeReport:
+    """The report with what was left out: NaN for the sites that were given up."""
+    nan = Estimate(math.nan, math.nan, math.nan, 0, found.auroc.level)
+    layers = [*found.rows["layers"], *({"what": str(site), "AUROC": nan} for site in left.broken)]
+    missing = {str(site): f"{n} rows hold NaN or infinity there" for site, n in left.broken.items()}
+    return replace(
+        found, rows={**found.rows, "layers": layers}, missing={**found.missing, **missing},
+        about={**found.about, "nonfinite": left.told},
+    )  # fmt: skip
 
 
 def _put(rows: dict, missing: dict, part: str, found: Any, why: str) -> None:
@@ -236,8 +267,7 @@ def _scores(case: _Case, nested: Nested, score: Estimate) -> list[dict[str, Any]
 
 def _calibration(case: _Case, nested: Nested) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
-    for name, heat in (("as fitted", np.ones(len(nested.folds))), ("with temperature", nested.temperature)):
-        p = probability_of(nested.logits, heat[nested.fold])
+    for name, p in _probabilities(nested).items():
         out += [{"what": f"Brier, {name}", "value": case.share(p, brier, case.y)}]
         out += [{"what": f"ECE of 10 bins, {name}", "value": expected_calibration_error(p, case.y)}]
     out.append({"what": "temperature, median of folds", "value": float(np.median(nested.temperature))})
@@ -246,6 +276,24 @@ def _calibration(case: _Case, nested: Nested) -> list[dict[str, Any]]:
             {"what": f"share of label 1 where p in {low:.1f}-{high:.1f} (mean {mean:.2f}, n={n})", "value": share}
         )
     return out
+
+
+def _probabilities(nested: Nested) -> dict[str, NDArray]:
+    """Out-of-fold probabilities of label 1, before and after the temperature of the inner folds."""
+    plain = np.ones(len(nested.folds))
+    of = {"as fitted": plain, "with temperature": nested.temperature}
+    return {name: probability_of(nested.logits, heat[nested.fold]) for name, heat in of.items()}
+
+
+def _reliability(case: _Case, nested: Nested) -> dict[str, tuple[tuple[float, Estimate], ...]]:
+    """By kind of probability, per bin with rows: the mean probability, and the share of label 1 with its interval."""
+    return {
+        name: tuple(
+            (mean, Estimate(share, *wilson(round(share * n), n, case.level), n, case.level))
+            for _, _, mean, share, n in reliability(p, case.y)
+        )
+        for name, p in _probabilities(nested).items()
+    }
 
 
 def _controls(case: _Case, x: Tensor, nested: Nested, types: Any, strength: float) -> list[dict[str, Any]]:
@@ -259,13 +307,13 @@ def _controls(case: _Case, x: Tensor, nested: Nested, types: Any, strength: floa
         pairs = [(f.train, f.test[np.isin(kind[f.test], kind[f.train])]) for f in nested.folds]
     pairs = [(a, b) for a, b in pairs if len(b)]
     null = [shuffled(y, case.group, split, rng) for split in nested.folds[:1] for _ in range(case.n_controls)]
-    found = _held_out(x, [(nested.folds[0].train, nested.folds[0].test)], null, strength)
+    found = held_out(x, [(nested.folds[0].train, nested.folds[0].test)], null, strength)
     rows = [{"what": "shuffled labels, AUROC", "value": _spread(found[0], case.level)}]
     draws = [(rng.random(int(kind.max()) + 1) < y.mean())[kind] for _ in range(case.n_controls)]
     draws = [d for d in draws if all(0 < d[a].sum() < len(a) and 0 < d[b].sum() < len(b) for a, b in pairs)]
     if not pairs or not draws:
         return rows
-    control, true = _held_out(x, pairs, draws, strength), _held_out(x, pairs, [y], strength)
+    control, true = held_out(x, pairs, draws, strength), held_out(x, pairs, [y], strength)
     for i, unit in enumerate(("AUROC", "accuracy")):
         rows += [
             {"what": f"control task, {unit}", "value": _spread(control[i], case.level)},
@@ -273,21 +321,6 @@ def _controls(case: _Case, x: Tensor, nested: Nested, types: Any, strength: floa
             {"what": f"selectivity, {unit}", "value": _spread(true[i][0] - control[i], case.level)},
         ]
     return rows
-
-
-def _held_out(
-    x: Tensor, pairs: list[tuple[NDArray, NDArray]], labels: list[NDArray], strength: float
-) -> tuple[NDArray, NDArray]:
-    """Mean over splits of held-out AUROC and accuracy of probes fitted to each labelling."""
-    areas, rights = [], []
-    for train, test in pairs:
-        y = np.stack(labels)
-        mask = np.zeros(y.shape, dtype=bool)
-        mask[:, train] = True
-        scores = masked_scores(x, y, mask, np.full(len(y), strength), readouts.logistic, centred=False)[0]
-        areas.append(auroc_rows(scores[:, test], y[:, test]))
-        rights.append(((scores[:, test] > 0) == y[:, test]).mean(axis=1))
-    return np.nanmean(areas, axis=0), np.mean(rights, axis=0)
 
 
 def _spread(draws: NDArray, level: float) -> Estimate:
@@ -304,12 +337,8 @@ def _baselines(
     else:
         if len(texts) != len(case.y):
             raise BadInput(f"{len(texts)} texts for {len(case.y)} rows: give one a row")
-        words = [Counter(re.findall(r"\w+|[^\w\s]", text.lower())) for text in texts]
-        known = [w for w, _ in Counter(w for text in words for w in text).most_common(_WORDS)]
-        bag = torch.tensor([[float(w in text) for w in known] for text in words])
-        length = torch.tensor([[float(len(text)), float(sum(c.values()))] for text, c in zip(texts, words)])
-        for name, rows in (("bag of words", bag), ("length", length)):
-            out.append({"what": name, "AUROC": case.interval(case.nested(rows[None]).scores)})
+        for name, rows in zip(("bag of words", "length"), words_and_length(texts, _WORDS), strict=True):
+            out.append({"what": name, "AUROC": case.interval(case.nested(torch.from_numpy(rows)[None]).scores)})
     if untrained is None:
         missing["untrained model"] = "give untrained=, activations of the same rows with random weights"
     else:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latentlens.errors import BadInput, TooFewExamples
+from latentlens.errors import BadInput, NonFiniteActivations, TooFewExamples
 from latentlens.values.markup import Shown
 
 _MOST = 1000  # neighbours looked at
@@ -129,6 +129,7 @@ def fit_sdm(
     Args: states: (n, d); logits: (n, C) of any probe; y: (n,) class numbers; cal_*: the same of calibration rows.
         alpha: share that must be right among the admitted of every class, and the confidence of the DKW bound.
     Raises: TooFewExamples: a class without calibration rows. BadInput: shapes, alpha outside 0.5-1.
+        NonFiniteActivations.
     Source: Similarity-Distance-Magnitude activations (arXiv 2502.20167). Simpler than the paper: no adaptor is
         trained (distances are in the states given), one split, and the least q is searched on the calibration rows.
     """
@@ -140,6 +141,8 @@ def fit_sdm(
         raise BadInput("states, logits and labels do not agree in their rows or classes")
     if len(set(cal_y.tolist())) < n_classes:
         raise TooFewExamples(f"calibration rows hold {len(set(cal_y.tolist()))} of {n_classes} classes")
+    if not all(bool(t.isfinite().all()) for t in (states, logits, cal_states, cal_logits)):
+        raise NonFiniteActivations("NaN or infinity in the states or logits: drop those rows")
     none = [np.array([0.0])] * n_classes
     bare = SdmHead(states.double(), logits.argmax(-1).numpy(), y, none, none, none, np.inf, alpha)
     _, _, q, _, nearest = bare.raw(cal_states, cal_logits)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latentlens.errors import BadInput, NonFiniteActivations
+from latentlens.errors import BadInput, NonFiniteActivations, TooFewExamples
 from latentlens.values.activations import Activations
 from latentlens.values.directions import Direction, as_site
 from latentlens.values.labelled_rows import binary_labels
@@ -91,6 +91,8 @@ def fit_tokens(
     x, mask = padded(tokens, place)
     y, classes = binary_labels(labels, len(x))
     at = torch.arange(len(x)) if rows is None else torch.as_tensor(np.asarray(rows))
+    if not 0 < y[at.numpy()].sum() < len(at):
+        raise TooFewExamples(f"{len(at)} texts to fit on hold one class only")
     inside = x[at][mask[at]]
     mean, std = inside.mean(0), inside.std(0)
     std[std <= 1e-6 * mean.abs()] = torch.inf

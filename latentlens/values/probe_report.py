@@ -35,7 +35,8 @@ class ProbeReport(Shown):
     auroc: of the pooled out-of-fold scores of the whole procedure (site and C chosen inside each fold), with its
         interval; n counts rows. p: of the permutation test for the best of all sites. direction: the probe refitted
         on all rows at the site chosen most often. rows: part name -> rows of its table; a part that could not be
-        made is absent, and `missing` says what to give. about: settings.
+        made is absent, and `missing` says what to give. about: settings. reliability: for probabilities "as fitted" and
+        "with temperature", per bin their mean, and the share of label 1 with its Wilson interval.
     """
 
     auroc: Estimate
@@ -45,6 +46,7 @@ class ProbeReport(Shown):
     rows: Mapping[str, Sequence[Mapping[str, Any]]]
     missing: Mapping[str, str]
     about: Mapping[str, Any] = field(default_factory=dict)
+    reliability: Mapping[str, Sequence[tuple[float, Estimate]]] = field(default_factory=dict)
 
     def table(self, part: str) -> pd.DataFrame:
         """One part, a frame with Estimates as cells.

@@ -113,6 +113,8 @@ class SiteProbe(Shown):
         return self._direction(self.mean_difference, "mean difference", {"method": "mean difference", **self.source})
 
     def _direction(self, vector: np.ndarray, kind: str, source: Mapping[str, Any]) -> Direction:
+        if np.isnan(vector).any():
+            raise BadInput(f"the activations at {self.site} hold NaN or infinity, so no probe was fitted there")
         if not vector.any():
             raise BadInput(f"the activations at {self.site} are the same in every row: there is no direction")
         return Direction(torch.from_numpy(vector.copy()), self.site, f"{kind} {self.name}".strip(), "raw", source)
