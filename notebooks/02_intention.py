@@ -20,8 +20,6 @@
 # the states, and recoverability of success.
 
 # %%
-import pandas as pd
-
 import latentlens as ll
 
 lm = ll.load()
@@ -49,9 +47,7 @@ right = {r: [answer(text) == int(t.answer) for text, t in zip(runs[r].texts, tex
 # %%
 acts = {r: lm.activations(chats[r], ["resid_post[*]", "logits"], where="last") for r in ends}
 bits = {r: ll.intention.entropy(acts[r]) for r in ends}
-frame = pd.DataFrame(bits).melt(var_name="regime", value_name="bits")
-look = {"backend": "plotly", "template": "none", "color": "regime"}
-frame.plot(kind="box", x="regime", y="bits", points="all", title="Entropy at the end of the prompt", **look)
+ll.plots.regimes(bits, metric="entropy of the next token (bits)")
 
 # %%
 pairs = [("direct", "steps"), ("direct", "babble"), ("steps", "babble")]
@@ -69,6 +65,9 @@ pairs = [("direct", "steps"), ("direct", "babble"), ("steps", "babble")]
 begun = lm.tokenizer("The answer is", add_special_tokens=False).input_ids
 alike = {r: lm.logits([[*row.ids, *begun] for row in lm.tokens(chats[r])]) for r in ends}
 same = {r: ll.intention.entropy(logits) for r, logits in alike.items()}
+ll.plots.regimes(same, metric="entropy after “The answer is” (bits)")
+
+# %%
 [ll.intention.contrast(same[a], same[b], names=(a, b)) for a, b in pairs]
 
 # %% [markdown]
@@ -81,13 +80,8 @@ same = {r: ll.intention.entropy(logits) for r, logits in alike.items()}
 # The participation ratio of the cloud of states at each block: about how many directions they spread over.
 
 # %%
-sizes = [ll.intention.effective_dimensionality(acts[r], sites="resid_post[*]").to_frame() for r in ends]
-shape = pd.concat(size.assign(regime=r, block=range(len(size))) for r, size in zip(ends, sizes))
-shape["up"] = shape["participation_high"] - shape["participation"]
-shape["down"] = shape["participation"] - shape["participation_low"]
-bars = {"error_y": "up", "error_y_minus": "down", "markers": True}
-title = "Effective dimension by block, 95% jackknife intervals"
-shape.plot(kind="line", x="block", y="participation", title=title, **bars, **look)
+sizes = {r: ll.intention.effective_dimensionality(acts[r], sites="resid_post[*]") for r in ends}
+ll.plots.by_regime(sizes)
 
 # %% [markdown]
 # Small numbers for 128 coordinates, and differences that change sign from block to block. The endings differ here,
@@ -111,12 +105,11 @@ shape.plot(kind="line", x="block", y="participation", title=title, **bars, **loo
 # its only number.
 
 # %%
-curves = []
+curves = {}
 for r in ends:
     logits = lm.activations(runs[r][:60], "logits", where="last_prompt+response")
-    curves.append(ll.intention.entropy_curve(logits, max_steps=40).to_frame().assign(regime=r))
-title = "Mean entropy by token written (step 0: before the first)"
-pd.concat(curves).plot(kind="line", x="step", y="entropy", title=title, **look)
+    curves[r] = ll.intention.entropy_curve(logits, max_steps=40)
+ll.plots.by_regime(curves)
 
 # %% [markdown]
 # So: thinking shows **in what is written**, not in the state before it. The whole protocol, with more controls, is

@@ -57,7 +57,11 @@ ll.plots.paths(paths[some], site="resid_post[3]", labels=["right", "wrong"])
 # %%
 signals = ll.trajectory.signals(paths)
 question = [run.prompt_index for run in runs]
-ll.signal_quality.evaluate(signals, right, groups=question, paths=paths)
+report = ll.signal_quality.evaluate(signals, right, groups=question, paths=paths)
+ll.plots.signal_quality(report)
+
+# %%
+report
 
 # %% [markdown]
 # How to read a row: the AUROC in the direction that the paper expects, where .5 is nothing; then over pairs of equal
@@ -82,7 +86,11 @@ rows2 = [run.full_row for run in runs2]
 acts2 = lm.activations(rows2, "resid_post[*]", where=ll.PerRow(where2), pool=("segments", 8))
 paths2 = ll.trajectory.paths(acts2)
 signals2, question2 = ll.trajectory.signals(paths2), [run.prompt_index for run in runs2]
-ll.signal_quality.evaluate(signals2, right2, groups=question2, paths=paths2)
+report2 = ll.signal_quality.evaluate(signals2, right2, groups=question2, paths=paths2)
+ll.plots.signal_quality(report2)
+
+# %%
+report2
 
 # %% [markdown]
 # Length alone now tells something, and with it every signal that counts tokens. Before you believe an AUROC above .5,

@@ -117,7 +117,8 @@ found = [ll.Arm.of("prompt", list(outcome)).share for outcome in corrected.value
 shares = pd.DataFrame({"arm": corrected.keys(), "corrects itself": [e.value for e in found]})
 shares["up"], shares["down"] = [e.high - e.value for e in found], [e.value - e.low for e in found]
 bars = {"error_y": "up", "error_y_minus": "down", "backend": "plotly", "template": "none"}
-shares.plot(kind="bar", x="arm", y="corrects itself", title="Who corrects itself? 95% Wilson", **bars)
+figure = shares.plot(kind="bar", x="arm", y="corrects itself", title="Who corrects itself? 95% Wilson", **bars)
+figure.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font_color="#7C828B")
 
 # %% [markdown]
 # Paired with the pushed replies, prompt by prompt:

@@ -7,6 +7,9 @@ highlight(acts, direction)      which tokens hold it? (coloured text)
 logit_lens(lens)                what would the model say if it stopped here?
 lens_at(lens, row=-1)           which block decides what follows?
 paths(of)                       how do the states travel through a text?
+regimes(values)                 does a metric tell the regimes apart?
+by_regime(found)                how does it run along tokens or blocks, in each regime?
+signal_quality(report)          do trajectory signals see reasoning, or count tokens?
 dose_response(found)            how does the effect grow with strength, and where does the text break?
 cosine_map(directions)          are these directions related?
 latent_dashboard(codes, 17)     what is this latent? (a page)
@@ -22,18 +25,21 @@ method_bench(found)             which steering methods work at the same KL?
 from latentlens.views.figures.directions import cosine_map
 from latentlens.views.figures.doses import dose_response
 from latentlens.views.figures.gact import cluster_probes, style_shares
+from latentlens.views.figures.intention import by_regime, regimes
 from latentlens.views.figures.latents import latent_dashboard
 from latentlens.views.figures.lens import lens_at, logit_lens
 from latentlens.views.figures.method_bench import method_bench
 from latentlens.views.figures.patching import carriers, patching_map
 from latentlens.views.figures.paths import paths
 from latentlens.views.figures.probing import by_layer
+from latentlens.views.figures.signals import signal_quality
 from latentlens.views.figures.steering import steering_effect
 from latentlens.views.figures.tokens import highlight, token_layers
 from latentlens.views.figures.traits import trait_doses, trait_monitor
 
 __all__ = [
     "by_layer",
+    "by_regime",
     "carriers",
     "cluster_probes",
     "cosine_map",
@@ -45,6 +51,8 @@ __all__ = [
     "method_bench",
     "patching_map",
     "paths",
+    "regimes",
+    "signal_quality",
     "steering_effect",
     "style_shares",
     "token_layers",
