@@ -30,13 +30,13 @@ from latentlens import organism
 from latentlens.access.style_runs import WORDINGS, StyledTasks
 from latentlens.methods import act, gact, neurons
 from latentlens.methods.code_language import LANGUAGES, is_valid, language_of, style_by_patterns
-from latentlens.values.style_effect import StyleEffect, arms_by_target
+from latentlens.values.style_effect import StyleEffect, arms_by_target, pooled_difference
 from latentlens.views.figures import cluster_probes, style_shares
 from latentlens.views.terminal import print_table
 
 SITES, PLACES = ("resid_post[*]", "z[*]", "mlp_post[*]"), ("last_prompt", "last_prompt+response")
 DRAWS, MULTIPLES, BEST = 3, (1.0, 1.5, 2.0, 3.0), ("G-ACT", "mean difference", "ACT heads", "neuron")
-RIVALS = ("mean difference", "G-ACT, clusters permuted", "ACT heads", "neuron", "random 0", "asked in words")
+RIVALS = ("mean difference", "G-ACT, permuted", "ACT heads", "neuron", "random 0", "asked in words")
 
 
 def tasks_of(path: str, sizes: list[int]) -> list[list[str]]:
@@ -104,11 +104,11 @@ def makers(found: tuple, online, m: int, at: str) -> dict:
     return {
         "G-ACT": lambda c: online.plan(c, m, where=at),
         "G-ACT, soft": lambda c: online.plan(c, m, soft=True, where=at),
-        "G-ACT, clusters permuted": lambda c: online.plan(c, m, where=at, order=np.roll(range(online.k), 1)),
+        "G-ACT, permuted": lambda c: online.plan(c, m, where=at, order=np.roll(range(online.k), 1)),
         "mean difference": lambda c: online.mean_plan(c, m, where=at),
         "ACT heads": lambda c: heads.plan(10 * c, where=at),
         "neuron": lambda c: neuron.plan(10 * c, where=at),
-        "neuron, against the others": lambda c: against.plan(10 * c, where=at),
+        "neuron, contrast": lambda c: against.plan(10 * c, where=at),
     }
 
 
@@ -131,6 +131,8 @@ def main(
     torch.set_num_threads(1 if model is None else torch.get_num_threads())
     lm, names = ll.load(model, cache=ll.ActivationCache(folder / "cache")), [s.strip() for s in styles.split(",")]
     signs = json.loads(Path(patterns).read_text()) if patterns else None
+    if signs is not None and set(names) - set(signs):
+        raise ll.errors.BadInput(f"{patterns} has no pattern for {', '.join(sorted(set(names) - set(signs)))}")
     ask = StyledTasks(
         lm, tuple(names), folder=folder / "rows",
         wordings=json.loads(Path(wordings).read_text()) if wordings else WORDINGS,
@@ -184,6 +186,7 @@ def main(
         "ACT heads": heads.plan(1.0, where=at),
     }, rounds=3 if quick else 7)  # fmt: skip
 
+    over = {arm: pooled_difference(equal, "G-ACT", arm) for arm in RIVALS[:2]}
     gaps = [{"target": e.target, **{f"minus {arm}": e.difference("G-ACT", arm) for arm in RIVALS}} for e in equal]
     f1 = {s: [score.macro_f1 for score in found[s][0].scores] for s in names}
     tables = {
@@ -196,7 +199,7 @@ def main(
         "Neurons that write towards the target": brittle, "Time": timed,
     }  # fmt: skip
     for heading, frame in tables.items():
-        shown = frame.map(lambda v: v.short if isinstance(v, ll.Estimate) else v)
+        shown = frame.map(lambda v: f"{v.value:.2f} [{v.low:.2f}, {v.high:.2f}]" if isinstance(v, ll.Estimate) else v)
         print_table(heading, list(shown), shown.values.tolist())
     probes = pd.concat([found[s][0].to_frame().assign(target=s) for s in names], ignore_index=True)
     every = pd.concat([effect.to_frame() for effect in equal], ignore_index=True)
@@ -204,17 +207,22 @@ def main(
         folder / "gact.html",
         title="Steering the language of programs",
         question="Does choosing the vector for each prompt steer better than one vector for all?",
-        highlights={
-            f"G-ACT minus mean difference, {e.target}": e.difference("G-ACT", "mean difference") for e in equal
-        },
+        highlights={f"G-ACT minus {arm}, all targets": difference for arm, difference in over.items()},
         sections=[
-            ll.Section("Shares by arm", [style_shares(equal), style_shares(best)]),
+            ll.Section(
+                "Shares by arm",
+                [
+                    ll.Captioned(style_shares(equal), f"Each arm at {nats:g} nats an answer."),
+                    ll.Captioned(style_shares(best), "Each arm at its best strength."),
+                ],
+            ),
             ll.Section("Where the cluster is read", [cluster_probes({s: found[s][0] for s in names})]),
             *(ll.Section(heading, [frame]) for heading, frame in tables.items()),
             ll.Section("Every arm and every probe", [every, probes]),
         ],
         manifest=ll.manifest(lm, seed=seed, nats=nats, positions=at, kept=kept, **ask.counts),
     )
+    print("; ".join(f"G-ACT minus {arm}, all targets: {difference}" for arm, difference in over.items()))
     print(f"{len(testing) * len(seeds)} answers an arm; {dict(ask.counts)}; page: {page}")
 
 

@@ -100,7 +100,9 @@ def test_without_a_parser_validity_is_not_known(monkeypatch):
 
 def test_names_are_read_as_people_write_them_and_others_refused():
     assert is_valid("int x;", "cpp") is True
-    assert language_of("def f():\n    return 1", among=["py", "CPP"]) == "Python"
+    assert language_of("def f():\n    return 1", among=["py", "CPP"]) == "py"
+    assert language_of("```c++\nint x;\n```", among=["py", "CPP"]) == "CPP"
+    assert language_of("anything", among=[]) == "unknown"
     with pytest.raises(BadInput, match="no signs of 'Rust'"):
         language_of("fn main() {}", among=["Rust"])
 

@@ -104,6 +104,26 @@ def test_a_planted_structure_is_found_and_named_on_prompts_held_out():
         assert score.majority_f1 < 0.4
 
 
+def test_where_clusters_differ_choosing_reaches_what_one_vector_cannot_and_a_wrong_choice_does_worse():
+    states, _, kind, vectors = planted(120, apart=5.0)
+    opposite = vectors.clone()
+    opposite[:, 1] = -2 * vectors[:, 0]  # kinds of 3:2:1: their mean difference is small
+    d = opposite[:, torch.as_tensor(kind)]
+    found = gact.fit(states, d, k=3)
+    x, wanted = states.stack()[1][found.test_rows], d[1][found.test_rows]
+
+    def missed(plan):
+        moved = plan[0].edit(x) - x
+        return float(1 - torch.nn.functional.cosine_similarity(moved, wanted, dim=-1).mean())
+
+    chosen = missed(found.plan(0.5, SITES[1:], threshold=0))
+    one = missed(found.mean_plan(0.5, SITES[1:]))
+    wrong = missed(found.plan(0.5, SITES[1:], threshold=0, order=[1, 2, 0]))
+    assert chosen < 0.15
+    assert chosen < one - 0.3
+    assert wrong > one
+
+
 def test_states_that_do_not_show_the_cluster_score_like_shuffled_clusters():
     states, d, _, _ = planted(120, apart=0.0)
     found = gact.fit(states, d, k=3)

@@ -9,10 +9,10 @@ import torch
 import latentlens as ll
 from latentlens.access.style_runs import StyledTasks
 from latentlens.errors import BadInput, TooFewExamples
-from latentlens.maths.statistics import wilson
+from latentlens.maths.statistics import difference_of_proportions, wilson
 from latentlens.methods.code_language import is_valid, language_of
 from latentlens.organism.judges import language_of as judged
-from latentlens.values.style_effect import StyleArm, StyleEffect, arms_by_target
+from latentlens.values.style_effect import StyleArm, StyleEffect, arms_by_target, pooled_difference
 
 BASE = StyleArm(
     "no edit", (0, 0, 1, 1), (0, 1, 0, 1), ("py", "py", "jl", "unknown"), (True, False, True, None), (0,) * 4
@@ -49,9 +49,15 @@ def test_arms_are_compared_answer_by_answer():
     effect = StyleEffect("jl", ("py", "jl"), (BASE, STEERED))
     assert effect.difference("add", "no edit").value == 0.25
     assert effect.difference("no edit", "no edit").value == 0
-    fewer = StyleArm("fewer", (1,), (0,), ("py",))
+    same = effect.difference("add", "add")
+    assert (same.value, same.low, same.high) == pytest.approx(difference_of_proportions(2, 4, 2, 4))
+    other = StyleEffect("py", ("py", "jl"), (BASE, STEERED))
+    both = pooled_difference([effect, other], "add", "no edit")
+    assert both.value == pytest.approx((0.25 + other.difference("add", "no edit").value) / 2)
+    assert both.n == 8
+    one = [StyleArm(name, (1, 1), (0, 1), styles) for name, styles in (("no edit", ("py", "jl")), ("a", ("jl", "jl")))]
     with pytest.raises(TooFewExamples):
-        StyleEffect("jl", ("py", "jl"), (BASE, fewer)).difference("fewer", "no edit")
+        StyleEffect("jl", ("py", "jl"), one).difference("a", "no edit")
     apart = StyleArm("apart", (7,), (0,), ("py",))
     with pytest.raises(BadInput, match="no prompt and seed in common"):
         StyleEffect("jl", ("py", "jl"), (BASE, apart)).difference("apart", "no edit")

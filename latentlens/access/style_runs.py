@@ -59,6 +59,7 @@ class StyledTasks:
         for pair in self.wordings:
             if len(pair) != 2 or "{task}" not in pair[0] or not all(w in pair[1] for w in ("{task}", "{style}")):
                 raise BadInput(f"wording {pair}: give ('... {{task}} ...', '... {{style}} ... {{task}} ...')")
+        self.judge("")  # a judge that knows one of the styles not says so now, not after the fitting
         if self.chat is None:
             template = getattr(self.lm.tokenizer, "chat_template", None)
             object.__setattr__(self, "chat", bool(template))

@@ -76,16 +76,16 @@ def language_of(text: str, among: Iterable[str] = LANGUAGES) -> str:
     >>> language_of("Sure:\n```cpp\nint x;\n```"), language_of("def f():\n    return 1"), language_of("Hello.")
     ('C++', 'Python', 'unknown')
 
-    Args: among: the languages asked about. Raises: BadInput: one of them has no signs here.
+    Args: among: the languages asked about, spelt as the answer will be. Raises: BadInput: one has no signs here.
     """
-    asked = [known(one) for one in among]
+    asked = {known(one): one for one in among}
     tag, body = _block(text)
     if tag:
-        named = next((one for one, names in ALIASES.items() if tag.lower() in names), None)
-        return named if named in asked else UNKNOWN
+        named = next((one for one, names in ALIASES.items() if tag.lower() in names), "")
+        return asked.get(named, UNKNOWN)
     scored = sorted(((_score(body, one), one) for one in asked), reverse=True)
     (most, first), *rest = [*scored, (0.0, "")]
-    return first if most >= 1 and most > rest[0][0] else UNKNOWN
+    return asked[first] if most >= 1 and most > (rest[0][0] if rest else 0.0) else UNKNOWN
 
 
 def style_by_patterns(text: str, patterns: Mapping[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 StyleArm          one arm: the style that a judge found in every answer, whether the answer is valid, nats to the base
 StyleEffect       arms of one target style, compared prompt by prompt
-arms_by_target    several of them side by side
+arms_by_target, pooled_difference    several of them side by side, and at once
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latentlens.errors import BadInput, TooFewExamples
-from latentlens.maths.statistics import cluster_bootstrap, wilson
+from latentlens.maths.statistics import cluster_bootstrap, difference_of_proportions, wilson
 from latentlens.values.markup import Shown
 from latentlens.values.results import Estimate
 
@@ -121,17 +121,12 @@ class StyleEffect(Shown):
     def difference(self, one: str, other: str, *, n: int = 1000, seed: int = 0, level: float = 0.95) -> Estimate:
         """Share of valid answers in the target under one arm minus that under another.
 
-        Pairs of answers to the same prompt with the same seed; whole prompts are resampled.
+        Pairs of answers to the same prompt with the same seed; whole prompts are resampled. Where all pairs differ by
+        the same (mostly: none differs) no resample can, and the ends are Newcombe's for independent shares: wider.
 
         Raises: BadInput: the arms share no pair. TooFewExamples: one prompt.
         """
-        mine, theirs = (dict(zip(zip(a.prompt, a.seed), a.hits(self.target))) for a in (self[one], self[other]))
-        pairs = sorted(mine.keys() & theirs.keys())
-        if not pairs:
-            raise BadInput(f"{one!r} and {other!r} have no prompt and seed in common")
-        moved = np.array([float(mine[pair]) - float(theirs[pair]) for pair in pairs])
-        ends = cluster_bootstrap(np.mean, moved, groups=[p for p, _ in pairs], n=n, seed=seed, level=level)
-        return Estimate(float(moved.mean()), *ends, len(pairs), level)
+        return pooled_difference([self], one, other, n=n, seed=seed, level=level)
 
     def to_frame(self) -> pd.DataFrame:
         """One row an arm: share of the target and of every other style, unknown, valid, hits, nats."""
@@ -156,6 +151,31 @@ class StyleEffect(Shown):
     def __repr__(self) -> str:
         parts = [f"{arm.name} {arm.hit(self.target).short}" for arm in self.arms]
         return f"StyleEffect(valid answers in {self.target}: {'; '.join(parts)})"
+
+
+def pooled_difference(
+    effects: Sequence[StyleEffect], one: str, other: str, *, n: int = 1000, seed: int = 0, level: float = 0.95
+) -> Estimate:
+    """Share of valid answers in the target under one arm minus that under another, over several targets at once.
+
+    Pairs as in `StyleEffect.difference`; a prompt is resampled with its answers for all targets.
+
+    Raises: BadInput: arms of some target share no pair. TooFewExamples: one prompt.
+    """
+    moved, prompts, counts = [], [], [0, 0]
+    for effect in effects:
+        sides = [dict(zip(zip(a.prompt, a.seed), a.hits(effect.target))) for a in (effect[one], effect[other])]
+        pairs = sorted(sides[0].keys() & sides[1].keys())
+        if not pairs:
+            raise BadInput(f"{one!r} and {other!r} have no prompt and seed in common")
+        moved += [float(sides[0][pair]) - float(sides[1][pair]) for pair in pairs]
+        prompts += [prompt for prompt, _ in pairs]
+        counts = [k + sum(bool(side[pair]) for pair in pairs) for k, side in zip(counts, sides)]
+    if np.ptp(moved) == 0:
+        ends = difference_of_proportions(counts[0], len(moved), counts[1], len(moved), level)[1:]
+    else:
+        ends = cluster_bootstrap(np.mean, moved, groups=prompts, n=n, seed=seed, level=level)
+    return Estimate(float(np.mean(moved)), *ends, len(moved), level)
 
 
 def arms_by_target(effects: Sequence[StyleEffect]) -> pd.DataFrame:

@@ -40,7 +40,7 @@ def style_shares(effects: Sequence[StyleEffect]) -> Figure:
                 x=[s.value for s in shares], y=names, orientation="h", name=safe(style), legendgroup=style,
                 showlegend=column == 1, marker={"color": colours[style], "opacity": 1.0 if first else 0.5},
                 hoverinfo="text", hovertext=[_text(arm, style) for arm in arms],
-                error_x={**bars(shares, INK), "thickness": 1.6} if first else None, row=1, col=column,
+                error_x={**bars(shares, "#303338"), "thickness": 1.5} if first else None, row=1, col=column,
             )  # fmt: skip
     figure.update_layout(barmode="stack", bargap=0.25)
     counts = sorted({arm.n for effect in effects for arm in effect.arms})
@@ -50,9 +50,10 @@ def style_shares(effects: Sequence[StyleEffect]) -> Figure:
         "In which style does the model answer?",
         f"Full colour: the style steered to, with its 95% Wilson interval; n = {n} answers an arm, all counted.",
     )
-    figure.update_xaxes(range=[0, 1], tickformat=".0%", dtick=0.5, title="")
+    figure.update_xaxes(range=[0, 1.01], tickvals=[0, 0.5], ticktext=["0", "50%"], title="")
     figure.update_yaxes(automargin=True, showgrid=False)
-    figure.update_layout(height=190 + 26 * max(len(effect.arms) for effect in effects))
+    tall = 26 * max(len(effect.arms) for effect in effects)
+    figure.update_layout(height=170 + tall, margin={"b": 78}, legend={"y": -34 / tall})
     return figure
 
 
