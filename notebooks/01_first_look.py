@@ -129,4 +129,5 @@ effect.against("random", 1.5)
 
 # %% [markdown]
 # The verdict is read late, and where it is read it is used. On a model of your own, change one line,
-# `ll.load("...")`, and the texts. Next: [think before you speak](02_intention.ipynb).
+# `ll.load("...")`, and the texts. In a live notebook `lm.explore("...")` opens all of this as a panel: tokens, lens,
+# sliders, and the line of code for what you clicked together. Next: [think before you speak](02_intention.ipynb).
