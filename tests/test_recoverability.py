@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from latentlens.errors import BadInput, NonFiniteActivations
-from latentlens.maths.logistic import Standardised
+from latentlens.maths.statistics import auroc
 from latentlens.methods.recoverability import recover, transfer
 from latentlens.values.activations import Activations
 from latentlens.values.sites import Site
@@ -123,26 +123,36 @@ def test_a_regime_without_both_classes_has_nan_cells():
     assert not math.isnan(found["a", "a"].value)
 
 
-def test_fitting_in_the_span_is_fitting_in_full():
+@pytest.mark.parametrize("width", [6, 90])
+def test_out_of_fold_auroc_is_that_of_scikit_learns_loop(width):
     from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold
 
     rng = np.random.default_rng(0)
-    x, other, y = rng.normal(size=(30, 80)) * 3 + 5, rng.normal(size=(9, 80)) * 3 + 5, np.arange(30) % 2 == 0
-    fitted = Standardised(x)
-    [(train, test)] = fitted.logits(y, [0.1], fitted.coordinates(other))
-    mean, std = x.mean(0), x.std(0)
-    full = LogisticRegression(C=0.1, tol=1e-8, max_iter=5000).fit((x - mean) / std, y)
-    assert test == pytest.approx(full.decision_function((other - mean) / std), abs=2e-3)
-    assert train == pytest.approx(full.decision_function((x - mean) / std), abs=2e-3)
+    y = rng.random(80) < 0.4
+    x = rng.normal(size=(80, width)) * rng.uniform(0.1, 10, width) + 5
+    x[:, 0] += 8 * y
+    x[:, 1] = 7  # constant: it carries nothing
+    acts = Activations({Site("resid_post", 0): torch.tensor(x)}, {"text": np.arange(80)})
+    split_seed = int(np.random.SeedSequence(3).generate_state(3)[0])
+    scores = np.full(80, np.nan)
+    for train, test in StratifiedGroupKFold(5, shuffle=True, random_state=split_seed).split(y, y, np.arange(80)):
+        mean, std = x[train].mean(0), x[train].std(0)
+        std[1] = 1.0
+        model = LogisticRegression(C=1.0, tol=1e-8, max_iter=5000).fit((x[train] - mean) / std, y[train])
+        scores[test] = model.decision_function((x[test] - mean) / std)
+    found = recover(acts, y, split="folds", seed=3, n_permutations=0, n_bootstrap=50)
+    assert found.auroc.value == pytest.approx(auroc(scores, y), abs=1e-3)
 
 
-def test_a_constant_column_carries_nothing():
-    x = np.random.default_rng(0).normal(size=(30, 3))
-    x[:, 1] = 7
-    fitted = Standardised(x)
-    moved = x.copy()
-    moved[:, 1] = 1000
-    assert fitted.coordinates(moved) == pytest.approx(fitted.coordinates(x))
+def test_permutations_refit_everything_and_are_those_of_one_at_a_time():
+    acts, y = planted(n=60)
+    many = recover(acts, y, n_permutations=30, n_bootstrap=50)
+    one = recover(acts, y, n_permutations=1, n_bootstrap=50)
+    assert one.shuffled.n == 1
+    assert many.shuffled.n == 30
+    assert one.auroc == many.auroc  # the company of a labelling does not change it
+    assert many.shuffled.low <= one.shuffled.value <= many.shuffled.high
 
 
 def test_wrong_input_is_refused():

@@ -19,11 +19,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from threadpoolctl import threadpool_limits
 
 from latentlens.errors import BadInput, NonFiniteActivations, TooFewExamples
-from latentlens.maths.logistic import Standardised
-from latentlens.maths.statistics import auroc, auroc_score_interval, cluster_bootstrap
+from latentlens.maths.batched_logistic import fit_logistic
+from latentlens.maths.statistics import auroc, auroc_rows, auroc_score_interval, cluster_bootstrap
 from latentlens.values.activations import Activations
 from latentlens.values.intention import Recoverability, Transfer
 from latentlens.values.results import Estimate
@@ -32,6 +31,8 @@ Split = Literal["holdout", "folds"]
 _GRID = tuple(10.0**k for k in range(-4, 3))
 _FOLDS = 5
 _SPLITS_TRIED = 100
+_TOLERANCE = 1e-4  # of the fits: AUROC is then that of the optimum to three digits
+_NUMBERS = 1 << 24  # weights held at a time
 
 
 class _Side(NamedTuple):
@@ -104,13 +105,11 @@ def recover(
     sides = _holdout(y, group, split_seed) if split == "holdout" else _folds(y, group, split_seed)
     if not sides:
         return nothing(f"no split of {int(group.max()) + 1} groups has both classes in every part")
-    with threadpool_limits(1, user_api="blas"):  # waking threads costs more than they do on matrices this small
-        prepared = [_prepare(x, side) for side in sides]
-        real = _predict(prepared, sides, y, grid)
-        tested = np.isfinite(real.scores)
-        value = auroc(real.scores[tested], y[tested])
-        rng = np.random.default_rng(null_seed)
-        null = _permuted(prepared, sides, y, group, grid, n_permutations, rng)
+    moved = _permutations(y, group, sides, n_permutations, np.random.default_rng(null_seed))
+    real, *others = _predict(x, sides, np.concatenate([y[None], moved]), grid)
+    tested = np.isfinite(real.scores)
+    value = auroc(real.scores[tested], y[tested])
+    null = np.array([auroc(one.scores[tested], new[tested]) for one, new in zip(others, moved, strict=True)])
     low, high = _interval(real.scores[tested], y[tested], group[tested], n_bootstrap, boot_seed, level)
     tail = (1 - level) / 2
     ends = np.quantile(null, [tail, 1 - tail]) if len(null) else (math.nan, math.nan)
@@ -170,12 +169,12 @@ def transfer(
             train, test = np.flatnonzero(part != fold), np.flatnonzero(part == fold)
             if not 0 < y[a][train].sum() < len(train):
                 continue
-            with threadpool_limits(1, user_api="blas"):
-                fitted = Standardised(x[a][train])
-                others = [fitted.coordinates(x[b][test]) for b in acts]
-                [(_, *found)] = fitted.logits(y[a][train], [C], *others)
-            for b, logits in zip(acts, found, strict=True):
-                scores[b][test] = logits
+            strength = torch.tensor([C], dtype=torch.float64)
+            labels = torch.as_tensor(y[a][train])[None]
+            states = torch.from_numpy(x[a][train])[None]
+            found = fit_logistic(states, labels, strength, tol=_TOLERANCE, dtype=torch.float64)
+            for b in acts:
+                scores[b][test] = x[b][test] @ found.weights[0, 0].numpy() + float(found.intercepts[0, 0])
         for b in acts:
             done = np.isfinite(scores[b])
             if 0 < y[b][done].sum() < done.sum():
@@ -242,50 +241,50 @@ def _blind_folds(group: NDArray, seed: int) -> NDArray[np.intp]:
 # -- fitting --------------------------------------------------------------------------------------
 
 
-def _prepare(x: NDArray, side: _Side) -> tuple[Standardised, NDArray, NDArray]:
-    fitted = Standardised(x[side.train])
-    return fitted, fitted.coordinates(x[side.validation]), fitted.coordinates(x[side.test])
+def _scores(x: NDArray, train: NDArray, labels: NDArray, grid: Sequence[float]) -> NDArray[np.float64]:
+    """Log odds of all rows by probes fitted to the training rows of each labelling with each C: (k, grid, n)."""
+    columns = torch.as_tensor(np.repeat(labels[:, train], len(grid), axis=0))
+    strengths, rows = torch.tensor(grid, dtype=torch.float64).repeat(len(labels)), torch.from_numpy(x)
+    step, out = max(1, _NUMBERS // x.shape[1]), np.empty((len(columns), len(x)))
+    for first in range(0, len(columns), step):  # weights of a few columns at a time: d may be 20,000
+        part = slice(first, first + step)
+        found = fit_logistic(rows[train][None], columns[part], strengths[part], tol=_TOLERANCE, dtype=torch.float64)
+        out[part] = (found.weights[0] @ rows.T + found.intercepts[0][:, None]).numpy()
+    return out.reshape(len(labels), len(grid), len(x))
 
 
-def _predict(prepared: Sequence[Any], sides: Sequence[_Side], y: NDArray, grid: Sequence[float]) -> _Outcome:
-    """Held-out log odds, C chosen on the validation side where there is one."""
-    scores, trained, chosen = np.full(len(y), math.nan), [], grid[0]
-    for (fitted, validation, test), side in zip(prepared, sides, strict=True):
-        best = -math.inf
-        for c, found in zip(grid, fitted.logits(y[side.train], grid, validation, test), strict=True):
-            quality = auroc(found[1], y[side.validation]) if len(side.validation) else 0.0
-            if quality > best:  # the strongest penalty of equals, as the grid ascends
-                best, chosen, kept = quality, c, found
-        trained.append(auroc(kept[0], y[side.train]))
-        scores[side.test] = kept[2]
-    return _Outcome(scores, float(np.mean(trained)), chosen)
+def _predict(x: NDArray, sides: Sequence[_Side], labels: NDArray, grid: Sequence[float]) -> list[_Outcome]:
+    """Held-out log odds for each labelling, (k, n); C is chosen on the validation side where there is one."""
+    k = len(labels)
+    scores, trained, chosen = np.full(labels.shape, math.nan), np.zeros(k), np.full(k, grid[0])
+    for side in sides:
+        found = _scores(x, side.train, labels, grid)
+        best = np.zeros(k, dtype=np.intp)
+        if len(side.validation):  # the strongest penalty of equals, as the grid ascends
+            truth = np.repeat(labels[:, side.validation], len(grid), axis=0)
+            at = found[..., side.validation].reshape(len(truth), -1)
+            best = auroc_rows(at, truth).reshape(k, len(grid)).argmax(1)
+            chosen = np.asarray(grid)[best]
+        mine = found[np.arange(k), best]
+        trained += auroc_rows(mine[:, side.train], labels[:, side.train]) / len(sides)
+        scores[:, side.test] = mine[:, side.test]
+    return [_Outcome(s, float(t), float(c)) for s, t, c in zip(scores, trained, chosen, strict=True)]
 
 
-def _permuted(
-    prepared: Sequence[Any],
-    sides: Sequence[_Side],
-    y: NDArray,
-    group: NDArray,
-    grid: Sequence[float],
-    n: int,
-    rng: np.random.Generator,
-) -> NDArray[np.float64]:
-    """AUROC of the whole procedure on permuted labels; draws that leave a part with one class are drawn again."""
+def _permutations(y: NDArray, group: NDArray, sides: Sequence[_Side], n: int, rng: np.random.Generator) -> NDArray:
+    """Permuted labels, (at most n, rows); draws that leave a part with one class are drawn again."""
     sizes, positives = np.bincount(group), np.bincount(group, weights=y)
     one_label = bool(((positives == 0) | (positives == sizes)).all())
-    found: list[float] = []
+    parts = [p for side in sides for p in (side.train, side.validation) if len(p)]
+    parts.append(np.concatenate([side.test for side in sides]))
+    found: list[NDArray] = []
     for _ in range(5 * n):
         if len(found) == n:
             break
         new = rng.permutation(positives > 0)[group] if one_label else rng.permutation(y)
-        parts = [p for side in sides for p in (side.train, side.validation) if len(p)]
-        if any(not 0 < new[p].sum() < len(p) for p in parts):
-            continue
-        scores = _predict(prepared, sides, new, grid).scores
-        tested = np.isfinite(scores)
-        if 0 < new[tested].sum() < tested.sum():
-            found.append(auroc(scores[tested], new[tested]))
-    return np.array(found)
+        if all(0 < new[p].sum() < len(p) for p in parts):
+            found.append(new)
+    return np.array(found).reshape(-1, len(y)).astype(bool)
 
 
 def _interval(scores: NDArray, y: NDArray, group: NDArray, n: int, seed: int, level: float) -> tuple[float, float]:
