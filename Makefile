@@ -10,10 +10,13 @@ EXTRAS ?= dev
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed-$(EXTRAS)
 
-.PHONY: demo test lint bench docs notebooks clean
+.PHONY: demo esr test lint bench docs notebooks clean
 
 demo: $(STAMP)
 	$(PY) -m latentlens demo
+
+esr: $(STAMP)
+	$(PY) steering/esr.py
 
 test: $(STAMP) lint
 	$(PY) -m pytest -n 2 --dist loadfile
