@@ -119,8 +119,9 @@ def read_attempts(reply: str, response: str) -> tuple[Attempt, ...] | None:
         at = response.find(words, cursor) if words else -1
         starts.append(cursor if at < 0 else at)
         cursor = starts[-1] + (len(words) if at >= 0 else 0)
-    if starts:
-        starts[0] = 0
+    if not starts:
+        return ()
+    starts[0] = 0
     ends = [*starts[1:], len(response)]
     return tuple(
         Attempt(start, end, response[start:end].strip(), _score(one.get("score")), start)

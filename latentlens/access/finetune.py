@@ -134,7 +134,7 @@ def _train(
                     optimiser.step()
                     schedule.step()
                     optimiser.zero_grad()
-                    losses.append(float(total) / n)
+                    losses.append(float(total.detach()) / n)
                     bar.update(1)
     finally:
         model.eval()
@@ -167,7 +167,7 @@ def _adapted(lm: LensModel, lora: Lora | None) -> Any:
         return model.requires_grad_(True)
     peft = _peft()
     if lm.quantization:
-        model = peft.prepare_model_for_kbit_training(model)
+        model = peft.prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})
     how = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -198,7 +198,8 @@ def _kept(lm: LensModel, place: Path, config: str, lora: Lora | None, name: str)
         base = lm.model if lm.quantization else copy.deepcopy(lm.model)
         model = _peft().PeftModel.from_pretrained(base, str(place)).eval()
     else:
-        model = type(lm.model).from_pretrained(place, dtype=next(lm.model.parameters()).dtype)
+        kind: Any = type(lm.model)
+        model = kind.from_pretrained(place, dtype=next(lm.model.parameters()).dtype)
         model = model.to(lm.layout.device).eval()
     return Tuned(_opened(lm, model, name), tuple(record["losses"]), float(record["held_out"]))
 

@@ -3,6 +3,7 @@
 mcnemar           two yes-or-no outcomes of the same trials
 wilcoxon          two numbers of the same trials, by signed ranks
 paired_t          the same by Student's t
+sign_flip         the same by random signs, whole groups flipped together
 cohen_d           difference of two means in pooled standard deviations
 cliff_delta       how much more often one side is the greater
 """
@@ -83,6 +84,36 @@ def paired_t(first: ArrayLike, second: ArrayLike, alternative: Alternative = "tw
     if difference.std() == 0:
         return math.nan
     return float(stats.ttest_1samp(difference, 0.0, alternative=alternative).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def sign_flip(differences: ArrayLike, groups: ArrayLike | None = None, *, n: int = 10_000, seed: int = 0) -> float:
+    """Two-sided p-value that paired differences have mean 0, by giving random signs to whole groups.
+
+        p = (1 + #{|sum_g s_g D_g| >= |sum_g D_g|}) / (1 + n),   D_g: sum over group g, s_g: -1 or 1
+
+    All 2^G sign vectors are taken where there are no more than n of them; p is then their exact share.
+
+    >>> sign_flip([1, 1, 1, 1, 1])
+    0.0625
+
+    Args: differences: (N,). groups: (N,), what is flipped as a whole; None: every difference alone.
+    Returns: 1 when every difference is 0.
+    Raises: BadInput: lengths differ or a value is NaN. TooFewExamples: no pair.
+    """
+    values, _ = _pairs(differences, np.zeros_like(np.asarray(differences, dtype=np.float64)))
+    codes = np.arange(len(values)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1].ravel()
+    if len(codes) != len(values):
+        raise BadInput(f"{len(values)} differences and {len(codes)} groups: one each")
+    sums = np.bincount(codes, values)
+    sums = sums[np.abs(sums) > 1e-12]
+    if not len(sums):
+        return 1.0
+    seen, exact = abs(float(sums.sum())) * (1 - 1e-9), 2 ** min(len(sums), 60) <= n
+    if exact:
+        signs = 1 - 2.0 * ((np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums))) & 1)
+        return float((np.abs(signs @ sums) >= seen).mean())
+    signs = np.random.default_rng(seed).choice((-1.0, 1.0), (n, len(sums)))
+    return float((1 + (np.abs(signs @ sums) >= seen).sum()) / (1 + n))
 
 
 def cohen_d(first: ArrayLike, second: ArrayLike) -> float:

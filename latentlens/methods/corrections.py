@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,14 +45,18 @@ def token_regions(spans: Sequence[tuple[int, int]], attempts: Sequence[Attempt])
     return found
 
 
-def region_means(values: ArrayLike, regions: ArrayLike) -> NDArray[np.float64]:
+def region_means(values: ArrayLike, regions: ArrayLike, pool: Literal["mean", "max"] = "mean") -> NDArray[np.float64]:
     """Mean of every latent over the tokens of every region, (3, n_latents); NaN for a region without a token.
 
-    Args: values: (n_tokens, n_latents). regions: (n_tokens,), as from `token_regions`.
+    Args: values: (n_tokens, n_latents). regions: (n_tokens,), as from `token_regions`. pool: "max" takes the largest
+        instead: what fires at one token of a sentence is diluted in a mean.
+    Raises: BadInput: another pool.
     """
+    if pool not in ("mean", "max"):
+        raise BadInput(f"pool={pool!r}: allowed are 'mean' and 'max'")
     table, where = np.asarray(values, dtype=np.float64), np.asarray(regions)
-    means = [table[where == r].mean(0) if (where == r).any() else np.full(table.shape[1], np.nan) for r in range(3)]
-    return np.stack(means)
+    of = [table[where == r] for r in range(3)]
+    return np.stack([getattr(t, pool)(0) if len(t) else np.full(table.shape[1], np.nan) for t in of])
 
 
 def region_test(first: ArrayLike, second: ArrayLike, *, latents: str, unit: str, names: tuple[str, str]) -> RegionTest:
@@ -68,11 +72,12 @@ def region_test(first: ArrayLike, second: ArrayLike, *, latents: str, unit: str,
         raise BadInput(f"regions of shapes {a.shape} and {b.shape}: one mean a pair on either side")
     keep = ~(np.isnan(a) | np.isnan(b))
     a, b = a[keep], b[keep]
-    tests: tuple[float, float, float, float] = (math.nan,) * 4
     if len(a) > 1:
         tests = wilcoxon(a, b, "greater"), paired_t(a, b), cohen_d(a, b), cliff_delta(a, b)
+    else:
+        tests = math.nan, math.nan, math.nan, math.nan
     means = (float(a.mean()), float(b.mean())) if len(a) else (math.nan, math.nan)
-    return RegionTest(latents, unit, *names, len(a), *means, *tests)
+    return RegionTest(latents, unit, names[0], names[1], len(a), *means, *tests)
 
 
 def aligned(

@@ -21,7 +21,7 @@ from scipy.stats import norm
 from latentlens.errors import BadInput, TooFewExamples
 from latentlens.maths.agreement import cohen_kappa, percent_agreement, spearman, with_interval
 from latentlens.maths.clustered_means import clustered_ratios
-from latentlens.maths.comparisons import mcnemar
+from latentlens.maths.comparisons import mcnemar, sign_flip
 from latentlens.maths.statistics import wilson
 from latentlens.values.attempts import repeats_itself
 from latentlens.values.esr import METRICS, Answers, EsrRates, Outcome, PairedEffect
@@ -98,8 +98,8 @@ def paired(
         first, second: conditions with equal trials in equal order; `second` may be several sets of controls.
         outcome: "multi", "resisted" or "first". name: of `second`, when it is several.
         level, n_boot, seed: of the bootstraps over whole latents and whole prompts; the wider is reported.
-    Returns: PairedEffect. McNemar's test for outcomes that are yes or no (NaN for "first"); of several sets the
-        majority stands for a trial.
+    Returns: PairedEffect. McNemar's test for outcomes that are yes or no, of one condition; signs of whole latents are
+        flipped in every case.
     Raises: BadInput: other trials. TooFewExamples: no trial is kept in both.
     """
     others = [second] if isinstance(second, Answers) else list(second)
@@ -113,15 +113,16 @@ def paired(
     before, after = before[keep], sets[:, keep].mean(0)
     latents, prompts = first.latents[keep], first.prompt_indices[keep]
     change, intervals = clustered_change(after - before, {"latent": latents, "prompt": prompts}, level, n_boot, seed)
-    gained = lost = 0
+    gained = lost = None
     p = math.nan
-    if outcome != "first":
-        tested = mcnemar(before, (after > 0.5).astype(float))
+    if outcome != "first" and len(others) == 1:
+        tested = mcnemar(before, after)
         gained, lost, p = tested.only_second, tested.only_first, tested.p
+    flipped = sign_flip(after - before, latents)
     label = name or (others[0].condition if len(others) == 1 else f"{len(others)} sets: {others[0].condition}, ...")
     return PairedEffect(
         outcome, first.condition, label, len(before), float(before.mean()), float(after.mean()), change, gained, lost,
-        p, intervals,
+        p, flipped, intervals,
     )  # fmt: skip
 
 

@@ -101,29 +101,20 @@ def raised(
     own, other = ([rows[i].cut(slice(0, rows[i].n_prompt + cut[i])) for i in keep] for rows in whole)
     groups = [study.task.groups[int(baseline.prompt_indices[i])] for i in keep]
     typical = next(iter(detected.by_rule.values())).shuffled_mean
-    found = []
-
-    def measured(name: str, k: int, level: float, rows: Sequence[Any], plan: Any) -> None:
-        runs = study.lm.generate(
-            [list(row.ids) for row in rows], study.task.max_new_tokens, temperature=study.task.temperature, seed=seed,
-            steer=plan, allow_idle=True,
-        )  # fmt: skip
-        says = [[RESTART.match(text, s, e) is not None for s, e in clauses(text)] for text in runs.texts]
-        found.append(
-            Raised(
-                name,
-                k,
-                level,
-                clustered_share([any(s[:1]) for s in says], groups),
-                clustered_share(map(any, says), groups),
-            )
-        )
-
-    measured("nothing", 0, 0.0, own, None)
-    measured("nothing, sentence of another answer", 0, 0.0, other, None)
+    plans: dict[tuple[str, int, float], Any] = {}
     for name, members in sets.items():
         for level in levels:
             low = {int(j): level * float(typical[j]) for j in members if typical[j] > 0}
             if low:
-                measured(name, len(low), level, own, EditLatents(study.sae, low=low, site=study.hook, where="last"))
+                edit = EditLatents(study.sae, low=low, site=study.hook, where="last")
+                plans[name, len(low), float(level)] = edit
+    calm = {("nothing", 0, 0.0): None}
+    real = {("nothing, sentence of another answer", 0, 0.0): None}
+    found = []
+    for rows, some in ((own, calm | plans), (other, real)):
+        texts = study.continued(rows, some, seed)
+        for (name, k, level), written in texts.items():
+            says = [[RESTART.match(text, s) is not None for s, _ in clauses(text)] for text in written]
+            at_once = clustered_share([any(s[:1]) for s in says], groups)
+            found.append(Raised(name, k, level, at_once, clustered_share(map(any, says), groups)))
     return found

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentlens.errors import TooFewExamples
-from latentlens.methods.corrections import REGIONS, aligned, region_means, region_test, token_regions
+from latentlens.methods.corrections import aligned, region_means, region_test, token_regions
 from latentlens.methods.latent_sampling import keyword_score
 from latentlens.resistance.study import Study
 from latentlens.values.esr import Answers
@@ -71,16 +71,24 @@ def around(
         token_regions(token_spans(study, ids), parts or ())
         for ids, parts in zip(episodes.tokens, episodes.attempts, strict=True)
     ]
-    means = np.stack([region_means(v, r) for v, r in zip(values, regions, strict=True)])  # (episodes, regions, latents)
+    # (episodes, regions, latents)
+    means, peaks = (
+        np.stack([region_means(v, r, pool) for v, r in zip(values, regions, strict=True)]) for pool in ("mean", "max")
+    )
     starts = [int(np.flatnonzero(r >= 1)[0]) if (r >= 1).any() else len(r) for r in regions]
     tests, series, reference = [], {}, {}
     for name, them in sets.items():
         at = [place[j] for j in them]
-        off, during, then = (means[:, r][:, at].mean(1) for r in range(3))
-        tests.append(_test(off, then, name, "episode", (REGIONS[0], REGIONS[2])))
-        tests.append(_test(off, during, name, "episode", (REGIONS[0], REGIONS[1])))
-        tests.append(_test(np.nanmean(means[:, 0][:, at], 0), calm[at], name, "latent", (REGIONS[0], "unsteered")))
-        tests.append(_test(np.nanmean(means[:, 2][:, at], 0), calm[at], name, "latent", (REGIONS[2], "unsteered")))
+        mean, peak = means[:, :, at].mean(2), peaks[:, :, at].mean(2)  # (episodes, regions)
+        each, calm_each = np.nanmean(means[:, :, at], 0), calm[at]  # (regions, latents)
+        for first, second, unit, names in (
+            (peak[:, 0], peak[:, 2], "episode", ("off topic, peak", "after, peak")),
+            (mean[:, 0], mean[:, 2], "episode", ("off topic", "after")),
+            (mean[:, 0], mean[:, 1], "episode", ("off topic", "correction")),
+            (each[0], calm_each, "latent", ("off topic", "unsteered")),
+            (each[2], calm_each, "latent", ("after", "unsteered")),
+        ):
+            tests.append(region_test(first, second, latents=name, unit=unit, names=names))
         series[name] = [v[:, at].mean(1) for v in values]
         reference[name] = float(calm[at].mean())
     traces = aligned(series, starts, episodes.latents, reference, before=before, after=after)
@@ -100,9 +108,3 @@ def _values(study: Study, answers: Answers, members: Sequence[int]) -> list[NDAr
     dense = codes.dense(members).double().cpu().numpy()
     text = np.asarray(codes.labels["text"])
     return [dense[text == i] for i in range(len(answers))]
-
-
-def _test(
-    first: NDArray[np.float64], second: NDArray[np.float64], latents: str, unit: str, names: tuple[str, str]
-) -> RegionTest:
-    return region_test(first, second, latents=latents, unit=unit, names=names)

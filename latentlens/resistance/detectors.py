@@ -39,7 +39,9 @@ class Detected:
         Args: k: only the k strongest.
         Raises: TooFewExamples: no rule finds any.
         """
-        order = [rule] if rule else sorted(self.by_rule, key=lambda name: (len(self.by_rule[name]) < 3, _ORDER[name]))
+        order: list[Rule] = (
+            [rule] if rule else sorted(self.by_rule, key=lambda name: (len(self.by_rule[name]) < 3, _ORDER[name]))
+        )
         found = self.by_rule[order[0]]
         if not len(found):
             raise TooFewExamples(f"no off-topic detector by {order[0]}: try another rule, more answers, or another SAE")
@@ -71,12 +73,16 @@ class Detected:
         """Where a latent fires most in the shuffled conversations."""
         return reading.examples(self.codes, latent, k)
 
-    def table(self, detectors: OffTopicDetectors, k: int = 12) -> pd.DataFrame:
-        """The k strongest with the text on which each fires most, the token in brackets."""
-        frame = detectors.to_frame().head(k)
-        shown = [self.examples(j, 1) for j in frame["latent"]]
-        frame["fires most on"] = [str(found[0]).split("  ", 2)[-1].strip() if len(found) else "" for found in shown]
-        return frame
+    def where(self, detectors: OffTopicDetectors, k: int = 12, texts: int = 2) -> pd.DataFrame:
+        """The k strongest with the texts on which each fires most, the token in double brackets."""
+        import pandas as pd
+
+        rows = []
+        for rank, latent in enumerate(detectors.latents[:k], 1):
+            for one in self.examples(latent, texts):
+                text = str(one).split("  ", 2)[-1].split("  ", 1)[-1]
+                rows.append({"rank": rank, "latent": latent, "value": one.peak, "fires most on": text})
+        return pd.DataFrame(rows)
 
     def frame_of(self, controls: Mapping[str, Sequence[int]]) -> pd.DataFrame:
         """Mean activation and firing rate of every set."""
@@ -119,7 +125,7 @@ def detect(
     shuffled = study.codes(study.conversations(baseline, below))
     a, b = reading.pooled(normal), reading.pooled(shuffled)
     options: dict[str, Any] = {"contrast": {"k": k_contrast}}
-    by_rule = {name: rule(a, b, **options.get(name, {})) for name, rule in RULES.items()}
+    by_rule: dict[Rule, OffTopicDetectors] = {name: of(a, b, **options.get(name, {})) for name, of in RULES.items()}
     return Detected(by_rule, reading.firing(Codes.concatenated([normal, shuffled])), shuffled)
 
 

@@ -16,9 +16,10 @@ from latentlens.access.finetune import Lora, Tuned, tune
 from latentlens.errors import TooFewExamples
 from latentlens.methods.esr import rates
 from latentlens.resistance import sampling, thresholds
+from latentlens.resistance.core import Core
 from latentlens.resistance.detectors import moved
 from latentlens.resistance.study import Study
-from latentlens.values.esr import Answers, Condition, SampledLatents
+from latentlens.values.esr import Answers, Condition
 from latentlens.values.esr_parts import Induced
 from latentlens.values.masked_rows import MaskedRow, masked, mix
 
@@ -59,9 +60,7 @@ def untaught(study: Study, baseline: Answers, *, folder: Path | None = None, see
 
 
 def by_share(
-    study: Study,
-    baseline: Answers,
-    sampled: SampledLatents,
+    core: Core,
     schedule: str,
     *,
     shares: Sequence[float] = SHARES,
@@ -70,8 +69,7 @@ def by_share(
     per_latent: int = 5,
     rounds: int = 6,
     lora: Lora | None = None,
-    start: Tuned | None = None,
-    seed: int = 0,
+    unlearn: bool = False,
     **options: Any,
 ) -> list[Induced]:
     """Rates of the study's model, of the start where it is another, and of models tuned on each share of corrections.
@@ -80,41 +78,46 @@ def by_share(
     another.
 
     Args:
+        core: study, unsteered answers and latents.
         shares: of corrections among the training rows. n_rows: how many rows; by default twice the answers.
         n_latents, per_latent, rounds: latents, prompts for each, and rounds of the bisection.
-        lora: adapters instead of all weights. start: tuned from here instead of from the study's model.
-        seed: of everything. options: for `tune`.
+        lora: adapters instead of all weights. unlearn: tuned from `untaught`, for a model that corrects itself
+            already; without it there is nothing to teach.
+        options: for `tune`.
     Returns: in that order; one that has no bracketed threshold is left out.
     Source: ESR (arXiv 2602.06941), experiment 4: LoRA on an 8B model, 10 to 90% corrections.
     """
-    latents = sampled.latents[:n_latents]
+    study, baseline, seed = core.study, core.baseline, core.seed
+    latents = core.sampled.latents[:n_latents]
     teaching, keeping = corrections(study, baseline, seed=seed), plain(study, baseline)
     models: list[tuple[str, float | None, Study, Tuned | None]] = [(study.lm.name, None, study, None)]
     first = study
-    if start is not None:
+    if unlearn:
+        start = untaught(study, baseline, folder=_place(study, "untaught"), seed=seed, lora=lora, **options)
         first = _study_of(study, start)
         models.append((start.lm.name, None, first, start))
     for share in shares:
         rows = mix(teaching, keeping, share, n_rows or 2 * len(baseline), seed)
-        place = study.folder / "tuned" / f"share-{share:g}" if study.folder else None
-        tuned = tune(first.lm, rows, lora=lora, seed=seed, folder=place, name=f"tuned, {share:.0%}", **options)
+        how = {"folder": _place(study, f"share-{share:g}"), "name": f"tuned, {share:.0%}", "seed": seed, "lora": lora}
+        tuned = tune(first.lm, rows, **how, **options)
         models.append((tuned.lm.name, share, _study_of(study, tuned), tuned))
-    found = []
+    found, how = [], {**core.how, "rounds": rounds, "latents": latents, "seed": seed}
     for name, share, its, tuned in models:
-        values = thresholds.find(its, sampled, schedule, latents=latents, rounds=rounds, seed=seed).bracketed
-        drawn = sampling.trials(sampled, values, per_latent, seed=seed + 3)
+        values = thresholds.find(its, core.sampled, schedule, **how).bracketed
+        drawn = sampling.trials(core.sampled, values, per_latent, seed=seed + 3)
         if not drawn:
             continue
         made = [Condition("steered", schedule), Condition("unsteered", schedule, steer=False)]
-        answers = its.answers(drawn, made)
+        steered, calm = map(rates, its.answers(drawn, made).values())
         losses = tuned.losses if tuned else ()
-        found.append(
-            Induced(
-                name, share, len(losses), losses[-1] if losses else float("nan"), float(np.mean(list(values.values()))),
-                rates(answers["steered"]), rates(answers["unsteered"]),
-            )
-        )  # fmt: skip
+        last = losses[-1] if losses else float("nan")
+        threshold = float(np.mean(list(values.values())))
+        found.append(Induced(name, share, len(losses), last, threshold, steered, calm))
     return found
+
+
+def _place(study: Study, name: str) -> Path | None:
+    return study.folder / "tuned" / name if study.folder else None
 
 
 def _study_of(study: Study, tuned: Tuned) -> Study:

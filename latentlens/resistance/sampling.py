@@ -54,7 +54,9 @@ def sample(
         answers = study.codes(study.conversations(baseline), "response")
         free = latent_sampling.silent_on(answers, baseline.prompt_indices, len(chats))
     concreteness: dict[int, float] = {}
-    funnel = dict.fromkeys(("looked at", "labelled", "silent on prompts", "concrete", "with a prompt"), 0)
+    funnel: dict[str, int] = dict.fromkeys(
+        ("looked at", "labelled", "silent on prompts", "concrete", "with a prompt"), 0
+    )
     barred = {int(j) for j in exclude}
 
     def keep(candidates: Sequence[int]) -> list[bool]:

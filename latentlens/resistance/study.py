@@ -7,7 +7,7 @@ plain, ablated = study.answers(trials, [Condition("steered"), Condition("ablated
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +56,8 @@ class Study:
         unit: Unit = "norm",
         folder: str | Path | None = None,
     ) -> None:
-        self.lm, self.sae, self.task, self.unit = lm, sae, task, unit
+        self.lm, self.sae, self.task = lm, sae, task
+        self.unit: Unit = unit
         self.hook, read = (self._site(site) for site in (hook, readout))
         self.reading = replace(sae, site=read)
         self.folder = Path(folder) if folder is not None else None
@@ -105,21 +106,33 @@ class Study:
         made: dict[str, Answers] = {}
         for kind in dict.fromkeys(c.meta for c in conditions):
             some = [c for c in conditions if c.meta == kind]
-            frame = sweep(
-                self.lm,
-                [self.task.chat(t.prompt, kind, self.subject(t.latent)) for t in trials],
-                {c.name: [list(self.plan(t, c)) for t in trials] for c in some},
-                [[t.seed] for t in trials],
-                max_new_tokens=max_new_tokens or self.task.max_new_tokens,
-                temperature=self.task.temperature,
-                folder=self.folder / "rows" if self.folder else None,
-            )
-            self.rows_run += frame.attrs["rows_run"]
-            self.rows_found += frame.attrs["rows_found"]
+            chats = [self.task.chat(t.prompt, kind, self.subject(t.latent)) for t in trials]
+            plans = {c.name: [list(self.plan(t, c)) for t in trials] for c in some}
+            frame = self._swept(chats, plans, [[t.seed] for t in trials], max_new_tokens)
             for condition in some:
                 rows = frame[frame["plan"] == condition.name]
                 made[condition.name] = self._judged(condition, trials, rows["text"], rows["generated"])
         return {c.name: made[c.name] for c in conditions}
+
+    def continued(self, rows: Sequence[TokenRow], plans: Mapping[Any, Any], seed: int = 0) -> dict[Any, list[str]]:
+        """What follows some beginnings under each plan, by its label; kept in the folder as answers are."""
+        labels = {str(label): label for label in plans}
+        frame = self._swept([list(row.ids) for row in rows], {name: plans[labels[name]] for name in labels}, [seed])
+        return {labels[name]: some["text"].tolist() for name, some in frame.groupby("plan", sort=False)}
+
+    def _swept(self, prompts: Any, plans: Mapping[str, Any], seeds: Any, max_new_tokens: int | None = None) -> Any:
+        frame = sweep(
+            self.lm,
+            prompts,
+            plans,
+            seeds,
+            max_new_tokens=max_new_tokens or self.task.max_new_tokens,
+            temperature=self.task.temperature,
+            folder=self.folder / "rows" if self.folder else None,
+        )
+        self.rows_run += frame.attrs["rows_run"]
+        self.rows_found += frame.attrs["rows_found"]
+        return frame
 
     def _judged(self, condition: Condition, trials: Sequence[Trial], texts: Any, tokens: Any) -> Answers:
         prompts = tuple(self.task.prompts[t.prompt] for t in trials)

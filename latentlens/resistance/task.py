@@ -168,7 +168,9 @@ def embedded_task(lm: LensModel, max_new_tokens: int = 80) -> Task:
     Args: lm: the embedded model, which is asked for likelihoods. max_new_tokens: of an answer.
     """
     prompts = tuple(form.format(topic) for topic in TOPICS for form in ASKED)
-    readers = [t.messages() for t in texts("topics", 400, 77, split="on_topic")]
+    readers = [
+        t.messages() for t in (*texts("topics", 400, 77, split="on_topic"), *texts("topics", 100, 78, split="detour"))
+    ]
     readers += [t.messages() or t.text for name in ("code", "truth", "arithmetic") for t in texts(name, 60, 77)]
     return Task(
         prompts,
@@ -177,10 +179,10 @@ def embedded_task(lm: LensModel, max_new_tokens: int = 80) -> Task:
         concreteness=RuleJudge(one_topic, "share of a label's words in one topic"),
         texts=readers,
         meta={
-            "dont_get_distracted": ("user", "Stay on topic."),
-            "ignore_latent_label": ("user", "This is not about the {label}."),
+            "dont_get_distracted": ("system", "Stay on topic."),
+            "ignore_latent_label": ("system", "This is not about the {label}."),
             "self_monitor": ("system", META),
-            "resist_manipulation": ("system", "Stay on topic."),
+            "resist_manipulation": ("system", META.split(". ")[-1]),
         },
         max_new_tokens=max_new_tokens,
         temperature=0.7,

@@ -107,7 +107,7 @@ def attempts(text: str, restart: re.Pattern[str] = RESTART) -> tuple[Attempt, ..
     """
     found: list[list[tuple[int, int, bool]]] = []
     for start, end in clauses(text):
-        again = restart.match(text, start, end) is not None
+        again = restart.match(text, start) is not None
         if not found or (again and any(not opened for _, _, opened in found[-1])):
             found.append([])
         found[-1].append((start, end, again))
@@ -131,7 +131,8 @@ def clauses(text: str) -> list[tuple[int, int]]:
     edges = [0, *(edge for found in _CLAUSE.finditer(text) for edge in found.span()), len(text)]
     spans: list[tuple[int, int]] = []
     for start, end in zip(edges[::2], edges[1::2], strict=True):
-        if not text[start:end].strip():
+        start += len(text[start:end]) - len(text[start:end].lstrip())
+        if start == end:
             continue
         if spans and not _WORD.search(text, start, end):
             spans[-1] = (spans[-1][0], end)

@@ -11,6 +11,7 @@ ThresholdSet    the calibrated strength of every latent, and the configuration i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -217,30 +218,27 @@ class EsrRates(Shown):
     intervals: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict, compare=False)
 
     def line(self) -> dict[str, Any]:
-        """One row of a table, intervals inside the estimates."""
+        """One row of a table, intervals inside the estimates, None where undefined; `to_frame` has all of it."""
         return {
             "condition": self.condition,
             "n": self.n,
             "first score": self.first,
             "multi-attempt": self.multi,
             "ESR": self.resisted,
-            "improved, of multi": self.improved,
-            "mean gain": self.gain,
-            "degraded": self.degraded,
+            "improved, of multi": None if math.isnan(self.improved.value) else self.improved,
         }
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a metric and kind of interval: metric, interval, value, low, high, n."""
+        """One row a metric and kind of interval: condition, metric, interval, value, low, high, n."""
         import pandas as pd
 
-        rows = []
+        rows: list[dict[str, Any]] = []
         for metric in METRICS:
             found: Estimate = getattr(self, metric)
             kinds = {"widest": found, **self.intervals.get(metric, {})}
             for kind, e in kinds.items():
-                rows.append(
-                    {"metric": metric, "interval": kind, "value": e.value, "low": e.low, "high": e.high, "n": e.n}
-                )
+                line = {"condition": self.condition, "metric": metric, "interval": kind}
+                rows.append({**line, "value": e.value, "low": e.low, "high": e.high, "n": e.n})
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:
@@ -257,8 +255,8 @@ class PairedEffect(Shown):
 
     before, after: means in the two. change: after - before, with the wider of the two bootstraps of paired trials
     (whole latents, whole prompts). gained, lost: trials with the outcome in `second` only, in `first` only. p:
-    McNemar's, exact and two-sided, of the pairs that differ; where `second` is several control sets, of the outcome
-    that most of them have. n: pairs.
+    McNemar's, exact and two-sided, of these; NaN for a score, and where `second` is several control sets, whose mean
+    counts. p_flip: by random signs of whole latents, defined in every case. n: pairs.
     """
 
     outcome: str
@@ -268,9 +266,10 @@ class PairedEffect(Shown):
     before: float
     after: float
     change: Estimate
-    gained: int
-    lost: int
+    gained: int | None
+    lost: int | None
     p: float
+    p_flip: float
     intervals: Mapping[str, Estimate] = field(default_factory=dict, compare=False)
 
     def line(self) -> dict[str, Any]:
@@ -283,8 +282,9 @@ class PairedEffect(Shown):
             "before": self.before,
             "after": self.after,
             "change": self.change,
-            "gained / lost": f"{self.gained} / {self.lost}",
-            "McNemar p": f"{self.p:.2g}",
+            "gained / lost": "–" if self.gained is None else f"{self.gained} / {self.lost}",
+            "McNemar p": "–" if math.isnan(self.p) else f"{self.p:.2g}",
+            "sign-flip p": f"{self.p_flip:.2g}",
         }
 
     def to_frame(self) -> pd.DataFrame:
@@ -295,7 +295,7 @@ class PairedEffect(Shown):
 
     def __repr__(self) -> str:
         what = f"{self.outcome}: {self.first} {self.before:.3f} -> {self.second} {self.after:.3f}"
-        return f"PairedEffect({what}, change {self.change.short}, p={self.p:.2g}, {self.n} pairs)"
+        return f"PairedEffect({what}, change {self.change.short}, p={self.p_flip:.2g}, {self.n} pairs)"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ Induced          rates of a model tuned on a share of corrections
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,8 @@ class BoostPoint:
 
     def line(self) -> dict[str, Any]:
         """One row of a table."""
-        return {"sd from mean threshold": self.z, "strength": self.strength, **self.rates.line()}
+        rates = {key: value for key, value in self.rates.line().items() if key != "condition"}
+        return {"sd from mean threshold": self.z, "strength": self.strength, **rates}
 
 
 @dataclass(frozen=True)
@@ -185,8 +187,8 @@ class Detection(Shown):
             "says so": self.says,
             "does better": self.recovers,
             "both": self.both,
-            "better, if said": self.recovers_if_said,
-            "better, if not": self.recovers_if_not,
+            "better, if said": self.recovers_if_said if self.recovers_if_said.n else None,
+            "better, if not": self.recovers_if_not if self.recovers_if_not.n else None,
         }
 
     def to_frame(self) -> pd.DataFrame:
@@ -223,5 +225,5 @@ class Induced:
             "first score": self.rates.first,
             "unsteered multi-attempt": self.unsteered.multi,
             "unsteered first score": self.unsteered.first,
-            "last loss": self.loss,
+            "last loss": None if math.isnan(self.loss) else self.loss,
         }

@@ -1,0 +1,183 @@
+"""Endogenous steering resistance: does a model steered off topic notice, start over, and which latents carry that?
+
+    python steering/esr.py [--quick]                       # the embedded model and its SAE: everything, one page
+    python steering/esr.py --model MODEL --sae RELEASE --sae-id ID --labels labels.json --judge endpoint:NAME
+
+The protocol of arXiv 2602.06941 from top to bottom: latents that have nothing to do with the prompts; for each the
+strength at which the first attempt scores 30; the same trials replayed unsteered, steered, with off-topic detectors
+ablated and with random latents ablated, in paired tests; dose and sufficiency; strengths; meta-prompts; latents around
+corrections; judges compared; saying so against doing better, on new prompts; corrections taught. What is written is
+kept in --folder: killed anywhere, the same command goes on where it stopped. Each part has a script of its own for
+larger samples (steering/esr_*.py). docs/esr.md says what the paper left unpublished and how this fools you.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import torch
+import typer
+
+import latentlens as ll
+from latentlens.access.finetune import Lora
+from latentlens.methods import esr
+from latentlens.resistance import (
+    ablation,
+    boosts,
+    corrections,
+    detection,
+    inducing,
+    meta_prompts,
+    published,
+    thresholds,
+)
+from latentlens.resistance.core import prepare
+from latentlens.resistance.opening import forecast, open_study
+from latentlens.views import figures
+from latentlens.views.journal import Journal
+
+SCHEDULES = ("persistent", "transient")
+CLEAR = 0.03  # persistent steering is the headline where its multi-attempt rate lies above this by its whole interval
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="few latents and prompts: a look, not a result")] = False,
+    model: Annotated[str, typer.Option(help="hub id or folder; the embedded model by default")] = "",
+    sae: Annotated[str, typer.Option(help="folder or release; the embedded model's by default")] = "",
+    sae_id: str = "",
+    quantization: Annotated[str | None, typer.Option(help="int8 or nf4")] = None,
+    device_map: str | None = None,
+    hook_layer: Annotated[str | None, typer.Option(help="where latents are added and clamped; the SAE's site")] = None,
+    readout_layer: Annotated[str | None, typer.Option(help="where detectors are read; the SAE's site")] = None,
+    prompts: Annotated[str, typer.Option(help="a file with one question a line")] = "",
+    labels: Annotated[str, typer.Option(help="labels of latents, JSON")] = "",
+    judge: Annotated[str, typer.Option(help="local, local:NAME, likelihood or endpoint:NAME")] = "",
+    unit: Annotated[str, typer.Option(help="of strengths: norm (median norms at the hook) or raw")] = "norm",
+    prior: Annotated[tuple[float, float], typer.Option(help="belief about thresholds: mean, sd")] = thresholds.PRIOR,
+    bounds: Annotated[tuple[float, float], typer.Option(help="range of thresholds")] = thresholds.BOUNDS,
+    latents: Annotated[int, typer.Option(help="how many to steer with (0: 100, quick 24)")] = 0,
+    per_latent: Annotated[int, typer.Option(help="prompts for each (0: 5, quick 4)")] = 0,
+    n_detectors: Annotated[int, typer.Option(help="ablate so many (0: 0.4% of the SAE, at least 4)")] = 0,
+    rule: Annotated[str | None, typer.Option(help="of the detectors; the first that finds three")] = None,
+    tune: Annotated[bool | None, typer.Option(help="fine-tune as well (by default only the embedded model)")] = None,
+    seed: int = 0,
+    folder: Annotated[Path, typer.Option(help="finished work and the page")] = Path("runs/esr"),
+) -> None:
+    """Run the protocol and write its page."""
+    if not model:
+        torch.set_num_threads(1)  # a model this small is slower on two
+    load = {"quantization": quantization, "device_map": device_map}
+    place = {"hook": hook_layer, "readout": readout_layer, "unit": unit, "folder": folder}
+    study = open_study(model, sae, sae_id=sae_id, prompts=prompts, labels=labels, judge=judge, **place, **load)
+    n, each = latents or (24 if quick else 100), per_latent or (4 if quick else 5)
+    few, rounds, samples, some = (3, 7, 2, 60) if quick else (5, 10, 4, 250)
+    tune, asked = not model if tune is None else tune, len(study.task.prompts)
+    parts = {
+        "unsteered answers": asked * samples, "thresholds": 2 * n * few * rounds, "ablation": 2 * n * each * 13,
+        "dose and sufficiency": 9 * some + asked * samples * 18, "strengths": 8 * some,
+        "meta-prompts": (2 + 2 * len(study.task.meta)) * some, "new prompts": n * few * rounds + 4 * n * few,
+        "tuned models": (3 if quick else 5) * (210 if quick else 1000) if tune else 0,
+    }  # fmt: skip
+    show = Journal()
+    print(study)
+    show.table("Forecast", forecast(study, parts), "at the speed measured now; what the folder holds costs nothing")
+
+    # latents and detectors (1, 5)
+    how = {"rounds": rounds, "per_round": few, "prior": prior, "bounds": bounds}
+    sets = {"samples": samples, "n_sets": 2 if quick else 3, "rule": rule, "k": n_detectors or None}
+    core = prepare(study, n, seed=seed, **sets, **how)
+    chosen, controls, baseline = core.chosen, core.controls, core.baseline
+    matched = {name: them for name, them in controls.items() if name.startswith("matched")}
+    beside = dict(list(matched.items())[:1])
+    show.table("Latents to steer with", core.sampled.to_frame().head(12), repr(core.sampled))
+    show.table("Off-topic detectors", chosen.to_frame(), "; ".join(map(repr, core.found.by_rule.values())))
+    show.table("Where the detectors fire", core.found.where(chosen), "answers below another question")
+    show.table("Random latents beside them", core.found.frame_of({"detectors": chosen.latents, **controls}))
+
+    # thresholds, and the same trials in every condition (2, 3, 4, 6)
+    runs = {}
+    for schedule in SCHEDULES:
+        trials = core.trials(schedule, each)
+        answers = study.answers(trials, ablation.conditions(core.rules, controls, schedule))
+        rates = [esr.rates(a) for a in answers.values()]
+        tests = ablation.effects(answers, list(core.rules), controls)
+        runs[schedule] = trials, answers, rates, tests
+        note = f"{core.limits(schedule)}; {len(trials)} trials, the same in every condition"
+        picture = figures.resistance_conditions(rates, f"Does it start over, and does it help? ({schedule} steering)")
+        show.table(f"Conditions, {schedule} steering", [r.line() for r in rates], note, figure=picture)
+        show.table(f"Paired tests, {schedule} steering", [t.line() for t in tests])
+        every = pd.concat([r.to_frame() for r in rates], ignore_index=True)
+        show.table(f"All metrics and kinds of interval, {schedule} steering", every, quiet=True)
+    lasting = runs["persistent"][2][1].multi
+    headline = "persistent" if lasting.low > CLEAR else "transient"
+    trials, answers, rates, tests = runs[headline]
+    show.say(f"Headline: {headline} steering (persistent: multi-attempt {lasting.short}; clear above {CLEAR:g}).")
+
+    # dose, sufficiency, strengths, meta-prompts (6, 7)
+    dose = ablation.doses(study, trials[:some], core.found.chosen(chosen.rule, 8), headline)
+    picture = figures.ablation_dose(dose, [r for r in rates if r.condition.startswith("matched")])
+    show.table("Dose of ablation", [d.line() for d in dose], figure=picture)
+    up = {f"{m} detectors": chosen.latents[:m] for m in (1, 2, 3)} | {name: them[:3] for name, them in beside.items()}
+    lifted = ablation.raised(study, baseline, core.found, up, seed=seed)
+    show.table("Sufficiency: latents raised", [r.line() for r in lifted], figure=figures.raised_latents(lifted))
+    size = {"n_latents": 12, "per_latent": 5} if quick else {"n_latents": 25, "per_latent": 10}
+    curve = boosts.curve(study, core.sampled, core.limits(headline), headline, seed=seed, **size)
+    show.table("Strengths around the thresholds", [p.line() for p in curve], figure=figures.boost_curve(curve))
+    meta, changes, _ = meta_prompts.compare(study, trials[:some], headline)
+    picture = figures.resistance_conditions(meta, "What does a meta-prompt change?")
+    show.table("Meta-prompts", [r.line() for r in meta], "strengths as without a meta-prompt", figure=picture)
+    show.table("Meta-prompts, paired changes", [c.line() for c in changes])
+
+    # latents around corrections, judges, saying so against doing better (8, 3, 10)
+    labelled = {"labels of starting over": them} if (them := corrections.backtracking(study.labels)) else {}
+    read = {"detectors": chosen.latents, **beside, **labelled}
+    around = corrections.around(study, answers["steered"], baseline, read)
+    picture = figures.correction_traces(around.traces)
+    show.table("Latents around corrections", [t.line() for t in around.tests], figure=picture)
+    judged = {study.task.judge.name: answers["steered"]}
+    judged |= {j.name: study.regraded(answers["steered"], j) for j in study.task.other_judges}
+    if len(judged) > 1:
+        same = esr.agreement(judged)
+        show.table("Agreement of judges", same, figure=figures.judge_agreement(same))
+    held = detection.held_out(core, headline, per_latent=few)
+    apart = [detection.separate(study, runs[s][1]["steered"], chosen, name=f"{s} steering") for s in SCHEDULES]
+    apart.append(detection.separate(study, held.answers["steered"], chosen, name=f"{headline}, new prompts"))
+    show.table("Saying so against doing better", [d.line() for d in apart])
+    show.table("New prompts", [r.line() for r in held.rates], f"thresholds and detectors {held.detectors} from others")
+    show.table("New prompts, paired tests", [c.line() for c in held.changes])
+
+    # corrections taught (9)
+    if tune:
+        training = {"epochs": 2 if quick else 4, "lr": 2e-4 if model else 5e-4, "lora": Lora() if model else None}
+        less = {"n_latents": 10, "rounds": 5, "shares": (0.5,)} if quick else {"n_latents": 20, "rounds": 8}
+        taught = inducing.by_share(core, headline, unlearn=not model, per_latent=few, **less, **training)
+        show.table("Corrections taught", [i.line() for i in taught], figure=figures.induced_correction(taught))
+    compared = published.beside({s: runs[s][2] for s in SCHEDULES}, meta, headline)
+    show.table("Beside the published run", compared, published.CAUTION)
+    of = {r.condition: r.multi for r in rates}
+    show.write(
+        folder / "esr.html",
+        title="Endogenous steering resistance",
+        question="Does a model that is steered off topic notice, start over, and which latents carry that?",
+        method=published.METHOD,
+        sources=[published.SOURCE],
+        highlights={
+            "multi-attempt, unsteered": of["unsteered"],
+            f"multi-attempt, {headline} steering": of["steered"],
+            "the same, detectors ablated": of["detectors ablated"],
+            "change with detectors ablated": tests[0].change,
+            **{f"change with {t.second}": t.change for t in tests if t.first == "steered" and "sets" in t.second},
+            "McNemar p, detectors ablated": f"{tests[0].p:.2g}",
+        },
+        manifest=ll.manifest(
+            study.lm, seed=seed, headline=headline, sae=study.sae.fingerprint[:16], hook=str(study.hook),
+            readout=str(study.reading.site), judge=study.task.judge.name,
+            answers=f"{study.rows_run} written, {study.rows_found} found in the folder",
+        ),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    typer.run(main)
