@@ -20,10 +20,20 @@ style_shares(effects)           in which style does the model answer, by arm?
 trait_doses(found)              does a trait's vector move it, and does anything else?
 trait_monitor(panels)           does the projection foretell the trait of the answer?
 method_bench(found)             which steering methods work at the same KL?
+resistance_conditions(rates)    does the model start over, and does it help? (and further figures in `figures.esr`)
 """
 
 from latentlens.views.figures.directions import cosine_map
 from latentlens.views.figures.doses import dose_response
+from latentlens.views.figures.esr import (
+    ablation_dose,
+    boost_curve,
+    correction_traces,
+    induced_correction,
+    judge_agreement,
+    raised_latents,
+    resistance_conditions,
+)
 from latentlens.views.figures.gact import cluster_probes, style_shares
 from latentlens.views.figures.intention import by_regime, regimes
 from latentlens.views.figures.latents import latent_dashboard
@@ -38,20 +48,27 @@ from latentlens.views.figures.tokens import highlight, token_layers
 from latentlens.views.figures.traits import trait_doses, trait_monitor
 
 __all__ = [
+    "ablation_dose",
+    "boost_curve",
     "by_layer",
     "by_regime",
     "carriers",
     "cluster_probes",
+    "correction_traces",
     "cosine_map",
     "dose_response",
     "highlight",
+    "induced_correction",
+    "judge_agreement",
     "latent_dashboard",
     "lens_at",
     "logit_lens",
     "method_bench",
     "patching_map",
     "paths",
+    "raised_latents",
     "regimes",
+    "resistance_conditions",
     "signal_quality",
     "steering_effect",
     "style_shares",
