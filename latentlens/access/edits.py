@@ -156,7 +156,7 @@ class Lane:
         scale = None
         if factor is not None and not (factor.ravel()[chosen] == 1).all():
             scale = torch.from_numpy(factor.ravel()[chosen]).to(device)[:, None]
-        rows = torch.from_numpy(frame.rows[batch_row]).to(device) if self.gates or self._latch else None
+        rows = torch.from_numpy(frame.rows[batch_row]).to(device) if self.gates or self._latch is not None else None
         flat = None if everything else torch.from_numpy(chosen).to(device)
         repeats = everything and mask.shape[1] == 1 and not positional and scale is None
         self._now = _Selected(flat, which, order, scale, rows, repeats, frame, chosen)
