@@ -13,6 +13,10 @@ signal_quality(report)          do trajectory signals see reasoning, or count to
 dose_response(found)            how does the effect grow with strength, and where does the text break?
 cosine_map(directions)          are these directions related?
 latent_dashboard(codes, 17)     what is this latent? (a page)
+calibration_curve(report)       can a probe's probabilities be believed?
+sites_and_joins(report)         where can a concept be read, and is it more than words?
+choices(selection)              what does choosing among answers gain, and save?
+early_warning(curve)            how soon is a wrong text seen?
 patching_map(found)             where is the effect carried?
 carriers(found)                 by which parts, and more than by chance?
 cluster_probes(found)           where can a prompt's cluster be read?
@@ -23,6 +27,7 @@ method_bench(found)             which steering methods work at the same KL?
 resistance_conditions(rates)    does the model start over, and does it help? (and further figures in `figures.esr`)
 """
 
+from latentlens.views.figures.choices import choices, early_warning
 from latentlens.views.figures.directions import cosine_map
 from latentlens.views.figures.doses import dose_response
 from latentlens.views.figures.esr import (
@@ -41,6 +46,7 @@ from latentlens.views.figures.lens import lens_at, logit_lens
 from latentlens.views.figures.method_bench import method_bench
 from latentlens.views.figures.patching import carriers, patching_map
 from latentlens.views.figures.paths import paths
+from latentlens.views.figures.probe_checks import calibration_curve, sites_and_joins
 from latentlens.views.figures.probing import by_layer
 from latentlens.views.figures.signals import signal_quality
 from latentlens.views.figures.steering import steering_effect
@@ -52,11 +58,14 @@ __all__ = [
     "boost_curve",
     "by_layer",
     "by_regime",
+    "calibration_curve",
     "carriers",
+    "choices",
     "cluster_probes",
     "correction_traces",
     "cosine_map",
     "dose_response",
+    "early_warning",
     "highlight",
     "induced_correction",
     "judge_agreement",
@@ -70,6 +79,7 @@ __all__ = [
     "regimes",
     "resistance_conditions",
     "signal_quality",
+    "sites_and_joins",
     "steering_effect",
     "style_shares",
     "token_layers",

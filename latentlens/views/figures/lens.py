@@ -42,7 +42,7 @@ def logit_lens(lens: LayerLens, *, text: int = 0, last: int = 16) -> Figure:
         figure, "What would be said next, if the model stopped here?", "Final norm and unembedding are the model's own."
     )
     left = 24 + 7.5 * max(map(len, names))
-    size = {"l": left, "r": 90, "t": 92, "b": 56 if len(words) <= 12 else 96}
+    size = {"l": left, "r": 90, "t": 92, "b": 56 if len(words) <= 12 else 116}
     return figure.update_layout(height=230 + 26 * len(names), margin=size)
 
 

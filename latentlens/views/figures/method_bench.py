@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from latentlens.values.method_bench import MethodBench, MethodScore
+from latentlens.values.method_bench import MethodBench
 from latentlens.values.results import Estimate
 from latentlens.views.figures.style import BLUE, CONTROL, GRID, INK, bars, finish, safe
 
@@ -34,7 +34,7 @@ def method_bench(found: MethodBench) -> Figure:
     from plotly.subplots import make_subplots
 
     rows = list(found.scores)[::-1]
-    names = [safe(one.method) + _part(one, found) for one in rows]
+    names = [safe(found.label(one)) for one in rows]
     figure = make_subplots(rows=1, cols=len(_PANELS), shared_yaxes=True, horizontal_spacing=0.03)
     chance = next((one for one in rows if one.method == "random direction"), None)
     for column, (what, heading, ends) in enumerate(_PANELS, start=1):
@@ -70,11 +70,6 @@ def method_bench(found: MethodBench) -> Figure:
     )
     figure.update_yaxes(automargin=True)
     return figure
-
-
-def _part(one: MethodScore, found: MethodBench) -> str:
-    """How many of the concepts a mean is over, where it is not over all."""
-    return "" if len(one.by_concept) == len(found.concepts) else f" ({len(one.by_concept)} of {len(found.concepts)})"
 
 
 def _line(figure: Figure, chance: Estimate, column: int) -> None:

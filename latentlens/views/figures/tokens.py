@@ -59,7 +59,7 @@ def token_layers(acts: Activations, by: Any, *, text: int = 0, last: int = 40) -
     words_below(figure, words)
     finish(figure, title, said)
     left = 24 + 7.5 * max(map(len, names))
-    size = {"l": left, "r": 90, "t": 92, "b": 56 if len(words) <= 12 else 96}
+    size = {"l": left, "r": 90, "t": 92, "b": 56 if len(words) <= 12 else 116}
     return figure.update_layout(height=230 + 24 * len(sites), margin=size)
 
 

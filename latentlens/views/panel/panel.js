@@ -179,7 +179,7 @@ function render({ model, el }) {
   // -- what it shows ------------------------------------------------------------------------------------
   function drawAbout() {
     const given = get("about");
-    about.textContent = [given.model, given.sae].filter(Boolean).join("   ");
+    about.textContent = [given.model, given.sae].filter(Boolean).join("\n");
     chatLabel.hidden = !given.can_chat;
     where.replaceChildren(...(given.where || []).map((one) => make("option", { value: one }, one)));
     drawSettings();
