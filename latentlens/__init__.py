@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import latentlens.views.figures as plots  # noqa: F401
     from latentlens import errors as errors
     from latentlens import organism as organism
+    from latentlens.access.attempt_judges import LikelihoodJudge as LikelihoodJudge
+    from latentlens.access.attempt_judges import SegmentJudge as SegmentJudge
+    from latentlens.access.attempt_judges import WrittenJudge as WrittenJudge
     from latentlens.access.cache import ActivationCache as ActivationCache
     from latentlens.access.cold import cold_gradients as cold_gradients
     from latentlens.access.cold import cold_states as cold_states
@@ -63,12 +66,14 @@ if TYPE_CHECKING:
     from latentlens.methods import calibrate as calibrate
     from latentlens.methods import code_language as code_language
     from latentlens.methods import directions as directions
-    from latentlens.methods import gact as gact
     from latentlens.methods import early_stopping as early_stopping
+    from latentlens.methods import esr as esr
+    from latentlens.methods import gact as gact
     from latentlens.methods import intention as intention
     from latentlens.methods import latents as latents
     from latentlens.methods import mediation as mediation
     from latentlens.methods import neurons as neurons
+    from latentlens.methods import off_topic as off_topic
     from latentlens.methods import persona as persona
     from latentlens.methods import persona_algebra as persona_algebra
     from latentlens.methods import persona_monitoring as persona_monitoring
@@ -87,12 +92,15 @@ if TYPE_CHECKING:
     from latentlens.methods.probe_report import probe_report as probe_report
     from latentlens.methods.sdm import fit_sdm as fit_sdm
     from latentlens.methods.token_probe import fit_tokens as fit_tokens
+    from latentlens.resistance.opening import open_study as open_study
+    from latentlens.resistance.study import Study as Study
     from latentlens.values import judging as judging
     from latentlens.values import questions as questions
     from latentlens.values.activations import Activations as Activations
     from latentlens.values.adaptive import AdaptiveAdd as AdaptiveAdd
     from latentlens.values.adaptive import ShortfallAdd as ShortfallAdd
     from latentlens.values.answer_metrics import LogitDifference as LogitDifference
+    from latentlens.values.attempts import attempts as attempts
     from latentlens.values.calibration import DoseResponse as DoseResponse
     from latentlens.values.calibration import KlBudget as KlBudget
     from latentlens.values.calibration import ScoreThreshold as ScoreThreshold
@@ -161,6 +169,14 @@ __version__ = "0.1.0"
 _LAZY = {
     "load": ("latentlens.access.model", "load"),
     "LensModel": ("latentlens.access.model", "LensModel"),
+    "attempts": ("latentlens.values.attempts", "attempts"),
+    "esr": ("latentlens.methods.esr", None),
+    "LikelihoodJudge": ("latentlens.access.attempt_judges", "LikelihoodJudge"),
+    "off_topic": ("latentlens.methods.off_topic", None),
+    "open_study": ("latentlens.resistance.opening", "open_study"),
+    "SegmentJudge": ("latentlens.access.attempt_judges", "SegmentJudge"),
+    "Study": ("latentlens.resistance.study", "Study"),
+    "WrittenJudge": ("latentlens.access.attempt_judges", "WrittenJudge"),
     "ActivationCache": ("latentlens.access.cache", "ActivationCache"),
     "Activations": ("latentlens.values.activations", "Activations"),
     "Arm": ("latentlens.values.results", "Arm"),

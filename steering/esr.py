@@ -23,16 +23,7 @@ import typer
 import latentlens as ll
 from latentlens.access.finetune import Lora
 from latentlens.methods import esr
-from latentlens.resistance import (
-    ablation,
-    boosts,
-    corrections,
-    detection,
-    inducing,
-    meta_prompts,
-    published,
-    thresholds,
-)
+from latentlens.resistance import ablation, boosts, corrections, detection, inducing, meta_prompts, published
 from latentlens.resistance.core import prepare
 from latentlens.resistance.opening import forecast, open_study
 from latentlens.views import figures
@@ -55,8 +46,8 @@ def main(
     labels: Annotated[str, typer.Option(help="labels of latents, JSON")] = "",
     judge: Annotated[str, typer.Option(help="local, local:NAME, likelihood or endpoint:NAME")] = "",
     unit: Annotated[str, typer.Option(help="of strengths: norm (median norms at the hook) or raw")] = "norm",
-    prior: Annotated[tuple[float, float], typer.Option(help="belief about thresholds: mean, sd")] = thresholds.PRIOR,
-    bounds: Annotated[tuple[float, float], typer.Option(help="range of thresholds")] = thresholds.BOUNDS,
+    prior: Annotated[tuple[float, float] | None, typer.Option(help="belief about thresholds: mean, sd")] = None,
+    bounds: Annotated[tuple[float, float] | None, typer.Option(help="range of thresholds")] = None,
     latents: Annotated[int, typer.Option(help="how many to steer with (0: 100, quick 24)")] = 0,
     per_latent: Annotated[int, typer.Option(help="prompts for each (0: 5, quick 4)")] = 0,
     n_detectors: Annotated[int, typer.Option(help="ablate so many (0: 0.4% of the SAE, at least 4)")] = 0,
@@ -69,8 +60,9 @@ def main(
     if not model:
         torch.set_num_threads(1)  # a model this small is slower on two
     load = {"quantization": quantization, "device_map": device_map}
-    place = {"hook": hook_layer, "readout": readout_layer, "unit": unit, "folder": folder}
-    study = open_study(model, sae, sae_id=sae_id, prompts=prompts, labels=labels, judge=judge, **place, **load)
+    place = {"hook": hook_layer, "readout": readout_layer, "unit": unit, "prior": prior, "bounds": bounds}
+    words = {"prompts": prompts, "labels": labels, "judge": judge}
+    study = open_study(model, sae, sae_id=sae_id, folder=folder, **words, **place, **load)
     n, each = latents or (24 if quick else 100), per_latent or (4 if quick else 5)
     few, rounds, samples, some = (3, 7, 2, 60) if quick else (5, 10, 4, 250)
     tune, asked = not model if tune is None else tune, len(study.task.prompts)
@@ -85,7 +77,7 @@ def main(
     show.table("Forecast", forecast(study, parts), "at the speed measured now; what the folder holds costs nothing")
 
     # latents and detectors (1, 5)
-    how = {"rounds": rounds, "per_round": few, "prior": prior, "bounds": bounds}
+    how = {"rounds": rounds, "per_round": few}
     sets = {"samples": samples, "n_sets": 2 if quick else 3, "rule": rule, "k": n_detectors or None}
     core = prepare(study, n, seed=seed, **sets, **how)
     chosen, controls, baseline = core.chosen, core.controls, core.baseline
@@ -136,11 +128,16 @@ def main(
     around = corrections.around(study, answers["steered"], baseline, read)
     picture = figures.correction_traces(around.traces)
     show.table("Latents around corrections", [t.line() for t in around.tests], figure=picture)
-    judged = {study.task.judge.name: answers["steered"]}
-    judged |= {j.name: study.regraded(answers["steered"], j) for j in study.task.other_judges}
-    if len(judged) > 1:
-        same = esr.agreement(judged)
-        show.table("Agreement of judges", same, figure=figures.judge_agreement(same))
+    others = study.task.other_judges
+    views = {
+        s: {study.task.judge.name: runs[s][1]["steered"]}
+        | {judge.name: study.regraded(runs[s][1]["steered"], judge) for judge in others}
+        for s in SCHEDULES
+    }
+    if others:
+        same = {s: esr.agreement(views[s]).assign(steering=s) for s in SCHEDULES}
+        picture = figures.judge_agreement(same[headline])
+        show.table("Agreement of judges", pd.concat(same.values(), ignore_index=True), figure=picture)
     held = detection.held_out(core, headline, per_latent=few)
     apart = [detection.separate(study, runs[s][1]["steered"], chosen, name=f"{s} steering") for s in SCHEDULES]
     apart.append(detection.separate(study, held.answers["steered"], chosen, name=f"{headline}, new prompts"))

@@ -122,15 +122,8 @@ def _place(study: Study, name: str) -> Path | None:
 
 def _study_of(study: Study, tuned: Tuned) -> Study:
     """The same study of another model."""
-    its = Study(
-        tuned.lm,
-        study.sae,
-        study.task,
-        hook=study.hook,
-        readout=study.reading.site,
-        unit=study.unit,
-        folder=study.folder,
-    )
+    same = {"unit": study.unit, "prior": study.prior, "bounds": study.bounds, "folder": study.folder}
+    its = Study(tuned.lm, study.sae, study.task, hook=study.hook, readout=study.reading.site, **same)
     its.labels = study.labels
     return its
 

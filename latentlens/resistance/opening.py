@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 #: Padded tokens in one batch of a model of this size: small models are slow for their overhead, not their arithmetic.
 _SMALL, _LARGE_BATCH = 50_000_000, 32_768
+_NOTE, _OBJECT = "study.json", "an object"
 
 
 def open_study(
@@ -38,6 +40,8 @@ def open_study(
     labels: str = "",
     judge: str = "",
     unit: str = "norm",
+    prior: Sequence[float] | None = None,
+    bounds: Sequence[float] | None = None,
     max_new_tokens: int = 0,
     folder: str | Path | None = None,
     **how: Any,
@@ -53,9 +57,11 @@ def open_study(
         judge: "" for the rule of the embedded model, else "local": the model itself; "likelihood": its likelihoods;
             "local:NAME": another local model; "endpoint:NAME": a model on an OpenAI-compatible server, which reads
             whole answers.
-        unit: of strengths. max_new_tokens: of an answer. folder: of the study.
+        unit, prior, bounds: as for `Study`. max_new_tokens: of an answer.
+        folder: of the study; what was asked for is noted in it, so that `reopen` needs nothing else.
     Raises: BadInput: an unknown judge, or a model without an SAE. SAEMismatch: the SAE is not of this model.
     """
+    asked = {name: value for name, value in locals().items() if name not in ("how", "folder")} | how
     lm = load(model or None, **how)
     if lm.n_parameters < _SMALL:
         lm.token_budget = max(lm.token_budget, _LARGE_BATCH)
@@ -67,7 +73,33 @@ def open_study(
     task = embedded_task(lm) if not model and not prompts else _task(lm, prompts, labels, judge or "local", folder)
     if max_new_tokens:
         object.__setattr__(task, "max_new_tokens", max_new_tokens)
-    return Study(lm, opened, task, hook=hook, readout=readout, unit=unit, folder=folder)  # pyright: ignore[reportArgumentType]
+    belief: Any = {"unit": unit, "prior": tuple(prior) if prior else None, "bounds": tuple(bounds) if bounds else None}
+    study = Study(lm, opened, task, hook=hook, readout=readout, folder=folder, **belief)
+    _note(study.folder, asked)
+    return study
+
+
+def reopen(folder: str | Path) -> Study:
+    """The study that was opened on a folder; on one without any, the embedded model's.
+
+    Raises: BadInput: it was opened on a model object, which a file cannot name. And what `open_study` raises.
+    """
+    try:
+        asked = json.loads((Path(folder) / _NOTE).read_text())
+    except (OSError, ValueError):
+        asked = {}
+    if any(value == _OBJECT for value in asked.values()):
+        raise BadInput(f"the study in {folder} was opened on objects: open it in the same way again")
+    return open_study(**asked, folder=folder)
+
+
+def _note(folder: Path | None, asked: dict[str, Any]) -> None:
+    if folder is None:
+        return
+    plain = (str, int, float, bool, list, tuple, type(None))
+    kept = {name: value if isinstance(value, plain) else _OBJECT for name, value in asked.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _NOTE).write_text(json.dumps(kept, indent=2) + "\n")
 
 
 def _task(lm: LensModel, prompts: str, labels: str, judge: str, folder: str | Path | None) -> Task:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from latentlens.access.identity import context_digest
 from latentlens.access.sweep import sweep
 from latentlens.errors import BadInput
+from latentlens.values.arguments import known_unit
 from latentlens.values.attempts import AttemptJudge
 from latentlens.values.esr import SCHEDULES, Answers, Condition, Trial
 from latentlens.values.interventions import Plan, Unit
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from latentlens.values.rows import TokenRow
 
 _UNSTEERED = -1  # latent of trials that are never steered
+#: By unit what is believed of thresholds, and where they are looked for; raw as for ESR's 70B run.
+BELIEFS = {"norm": ((2.0, 1.0), (0.0, 6.0)), "raw": ((7.0, 5.0), (0.0, 100.0))}
 
 
 class Study:
@@ -39,8 +42,10 @@ class Study:
 
     Args:
         lm, sae, task: what is studied.
-        hook, readout: sites, in any spelling; by default the SAE's own. ESR's 70B run has an SAE of block 50 at block
-        33. unit: of strengths: "norm" for multiples of the median norm of the states at the hook, or "raw" as in ESR.
+        hook, readout: sites, in any spelling; by default the SAE's own. ESR's 70B run has an SAE of block 50 at 33.
+        unit: of strengths: "norm" for multiples of the median norm of the states at the hook, or "raw" as in ESR.
+        prior, bounds: belief about thresholds (mean, standard deviation) and the range searched, in that unit; see
+            `BELIEFS`. Raw units mean something else for every SAE.
         folder: finished rows and thresholds; the same study on the same folder runs only what is missing.
     Raises: SiteNotFound. BadInput: several sites, or an SAE of another width.
     """
@@ -54,10 +59,13 @@ class Study:
         hook: Any = None,
         readout: Any = None,
         unit: Unit = "norm",
+        prior: tuple[float, float] | None = None,
+        bounds: tuple[float, float] | None = None,
         folder: str | Path | None = None,
     ) -> None:
         self.lm, self.sae, self.task = lm, sae, task
-        self.unit: Unit = unit
+        self.unit: Unit = known_unit(unit)
+        self.prior, self.bounds = prior or BELIEFS[unit][0], bounds or BELIEFS[unit][1]
         self.hook, read = (self._site(site) for site in (hook, readout))
         self.reading = replace(sae, site=read)
         self.folder = Path(folder) if folder is not None else None

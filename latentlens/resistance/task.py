@@ -7,6 +7,7 @@ task = Task(prompts, judge, labels=labels)                    # any other model
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,7 @@ META_PROMPTS: dict[str, tuple[str, str]] = {
 
 _WORD_TOPIC = {word: topic for topic, parts in WORDS.items() for part in parts for word in part}
 _CONCRETE = 65.0
+_INTACT = re.compile("|".join(re.escape(form).replace(r"\{\}", f"(?:{'|'.join(TOPICS)})") for form in CORRECTIONS))
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,8 +164,9 @@ def embedded_task(lm: LensModel, max_new_tokens: int = 80) -> Task:
 
     An attempt scores 100 times the share of its sentences that are on the topic asked for; a correction is no sentence
     of its own, and an attempt without any other scores 0. Its words are few, so the meta-prompts are made of them; only
-    `self_monitor` was planted (nine detours in ten are noticed under it). Two more judges stand beside the rule: words
-    instead of sentences, and the model's own likelihoods, which know no topics.
+    `self_monitor` was planted (nine detours in ten are noticed under it). Three more judges stand beside the rule: one
+    that counts only corrections whose words are all intact, one of words instead of sentences, and the model's own
+    likelihoods, which know no topics.
 
     Args: lm: the embedded model, which is asked for likelihoods. max_new_tokens: of an answer.
     """
@@ -187,6 +190,7 @@ def embedded_task(lm: LensModel, max_new_tokens: int = 80) -> Task:
         max_new_tokens=max_new_tokens,
         temperature=0.7,
         other_judges=(
+            SegmentJudge(RuleJudge(on_topic, "share of sentences on topic"), _INTACT, "intact corrections"),
             SegmentJudge(RuleJudge(topical_words, "share of topical words"), name="words"),
             SegmentJudge(LikelihoodJudge(lm, "Tell me about the {about}."), name="likelihood"),
         ),

@@ -16,8 +16,6 @@ from latentlens.resistance.study import Study
 from latentlens.values.calibration import ScoreThreshold
 from latentlens.values.esr import Condition, SampledLatents, ThresholdSet, Trial
 
-#: Belief about thresholds in median norms: mean, standard deviation; and the range that is searched.
-PRIOR, BOUNDS = (2.0, 1.0), (0.0, 6.0)
 _LONGEST = 256  # tokens written while calibrating, as in ESR
 _FILE = "thresholds.json"
 
@@ -32,8 +30,8 @@ def find(
     per_round: int = 5,
     rounds: int = 10,
     target: float = 0.3,
-    prior: tuple[float, float] = PRIOR,
-    bounds: tuple[float, float] = BOUNDS,
+    prior: tuple[float, float] | None = None,
+    bounds: tuple[float, float] | None = None,
     seed: int = 0,
 ) -> ThresholdSet:
     """Probabilistic bisection for all latents at once: in each round one sweep asks every latent's next strength.
@@ -45,12 +43,13 @@ def find(
     Args:
         sampled: the latents and the prompts that each may be tried on. latents: only these. prompts: only these.
         schedule: of the steering. per_round: prompts a latent and round.
-        rounds, target, prior, bounds: as for `calibrate.bisect_score`, in the study's unit.
+        rounds, target, prior, bounds: as for `calibrate.bisect_score`; the last two are the study's by default.
         seed: of prompts and sampling.
     Returns: ThresholdSet; a latent that is not bracketed says so.
     Raises: what `study.answers` raises.
     Source: ESR (arXiv 2602.06941), threshold_finder.py; one batch for all latents is ours.
     """
+    prior, bounds = prior or study.prior, bounds or study.bounds
     wanted = [int(j) for j in (sampled.latents if latents is None else latents)]
     among = None if prompts is None else set(prompts)
     tokens = min(study.task.max_new_tokens, _LONGEST)
