@@ -222,7 +222,10 @@ def main(
     print_table("steering methods, best harmonic mean first", list(shown), shown.values.tolist(), note=note)
     for name, reasons in missing.items():
         print(f"left out: {name} ({'; '.join(f'{k}: {v}' for k, v in reasons.items())})")
-    first = frame[(frame["prompt"] == 0) & (frame["factor"] == 1) & (frame["draw"] == 0)]
+    first, columns = frame[(frame["prompt"] == 0) & (frame["draw"] == 0)], ["concept", "method", "factor", "text"]
+    columns += ["score", "task", "fluency", "mean nll"]
+    even = first[first["factor"] == 1]
+    own = [bench[m].factors[c] == f for m, c, f in zip(first["method"], first["concept"], first["factor"])]
     best = next(one for one in bench.scores if one.role == "method")
     page = ll.report(
         folder / "method_bench.html",
@@ -234,8 +237,8 @@ def main(
         sections=[
             ll.Section("Methods", [ll.plots.method_bench(bench), bench]),
             ll.Section("By concept, at the budget", [bench.by_concept()]),
-            ll.Section("Written at the budget, first prompt", [
-                first[["concept", "method", "text", "score", "task", "fluency", "mean nll"]].reset_index(drop=True)]),
+            ll.Section("Written at the budget, first prompt", [even[columns].reset_index(drop=True)]),
+            ll.Section("Written at the strength chosen, first prompt", [first[own][columns].reset_index(drop=True)]),
             ll.Section("Strengths", [ll.Captioned(pd.DataFrame(spent), "coeff spends the KL; 1 nat was asked for.")]),
             ll.Section("Left out", [f"{k}: {c}: {v}" for k, of in missing.items() for c, v in of.items()]),
         ],

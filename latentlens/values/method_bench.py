@@ -69,6 +69,11 @@ class MethodBench(Shown):
     def __len__(self) -> int:
         return len(self.scores)
 
+    def label(self, one: MethodScore) -> str:
+        """Name of a method, with the number of concepts that its means are over where it is not all."""
+        part = f" ({len(one.by_concept)} of {len(self.concepts)})" if len(one.by_concept) < len(self.concepts) else ""
+        return one.method + part
+
     def to_frame(self) -> pd.DataFrame:
         """One row a method: every mean with its ends, counts, cost, concepts left out."""
         import pandas as pd
@@ -92,7 +97,7 @@ class MethodBench(Shown):
         short = lambda e: "" if e is None else f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"
         return pd.DataFrame(
             {
-                "method": one.method + (" *" if one.role == "control" else ""),
+                "method": self.label(one) + (" *" if one.role == "control" else ""),
                 "harmonic mean": short(one.harmonic),
                 "concept": short(one.concept),
                 "above random": short(one.above_random),
@@ -102,7 +107,6 @@ class MethodBench(Shown):
                 "off target": short(one.off_target),
                 "time a token": "" if one.slowdown is None else f"x{one.slowdown.value:.2f}",
                 "fit, s": "" if one.fit_seconds is None else f"{one.fit_seconds:.2f}",
-                "concepts": f"{len(one.by_concept)} of {len(self.concepts)}",
             }
             for one in self.scores
         )
