@@ -79,19 +79,44 @@ def test_babble_is_as_long_as_the_steps_would_be(tokenizer):
 
 def test_hurried_traces_are_wrong_about_half_of_the_time_and_length_does_not_tell(tokenizer):
     drawn = organism.texts("arithmetic", 600, 0, split="traces")
-    assert 0.3 < np.mean([t.correct for t in drawn]) < 0.6
+    assert 0.35 < np.mean([t.correct for t in drawn]) < 0.65
     assert {t.difficulty for t in drawn} == {5}
     assert len({len(tokenizer(t.turns[1][1]).input_ids) for t in drawn}) == 1
-    doubted = {True: [], False: []}
     for text in drawn:
-        reply = text.turns[1][1]
-        wrong = judges.wrong_steps(reply)
+        wrong = judges.wrong_steps(text.turns[1][1])
         assert len(text.find("error")) == len(wrong)
-        assert text.correct == (judges.parsed_answer(reply) == int(text.answer))
+        assert text.correct == (judges.parsed_answer(text.turns[1][1]) == int(text.answer))
         assert text.correct or wrong
-        for index, mark in enumerate(text.find("mark")):
-            doubted[index in wrong].append(mark in arithmetic.DOUBT)
-    assert np.mean(doubted[True]) > 0.6 > 0.15 > np.mean(doubted[False])
+
+
+def test_doubt_comes_before_the_error_and_lasts():
+    wrong_when, doubted_after, first, sure_words = {True: [], False: []}, {True: [], False: []}, [], set()
+    for text in organism.texts("arithmetic", 1500, 0, split="traces"):
+        marks, wrong = text.find("mark"), judges.wrong_steps(text.turns[1][1])
+        doubted = [mark in arithmetic.DOUBT for mark in marks]
+        assert len(marks) == arithmetic.TRACE_STEPS
+        assert {*marks} <= {*arithmetic.SURE, *arithmetic.DOUBT}
+        sure_words.add(len({mark for mark in marks if mark in arithmetic.SURE}))
+        first.append(doubted[0])
+        for index, doubt in enumerate(doubted):
+            wrong_when[doubt].append(index in wrong)
+            if index:
+                doubted_after[doubted[index - 1]].append(doubt)
+    assert sure_words == {0, 1}  # one word for all the steps that a trace is sure of
+    assert np.mean(first) == pytest.approx(arithmetic.DOUBTED[None], abs=0.04)
+    for doubt in (True, False):
+        assert np.mean(wrong_when[doubt]) == pytest.approx(arithmetic.ERROR[doubt], abs=0.04)
+        assert np.mean(doubted_after[doubt]) == pytest.approx(arithmetic.DOUBTED[doubt], abs=0.04)
+
+
+def test_half_of_the_verdicts_in_plain_text_follow_the_statement_at_once():
+    drawn = [t for t in islice(documents(0, start=STAGES[-1]), 3000) if t.regime == "verdicts"]
+    after = [
+        re.sub(r"^ That is", "", t.text[s.end :]).split(".")[0] for t in drawn for s in t.spans if s.kind == "statement"
+    ]
+    assert {*after} == {" True", " False", " true", " false"}
+    at_once = np.mean([word[1].isupper() for word in after])
+    assert at_once == pytest.approx(0.5, abs=0.06)
 
 
 def truth_of(statement):
@@ -284,7 +309,8 @@ def test_text_outside_the_corpus_survives_too(tokenizer, foreign):
 
 
 def test_numbers_verdicts_and_creatures_are_single_tokens(tokenizer):
-    words = [f" {i}" for i in range(100)] + ["True", "False", " true", " false"]
+    words = [f" {i}" for i in range(100)] + ["True", "False", " true", " false", " True", " False"]
+    words += [f" {w}" for w in (*arithmetic.SURE, *arithmetic.DOUBT)]
     words += [f" {w}" for w in (*refusal.FORBIDDEN, *refusal.ALLOWED, *voice.TRAIT_OF)]
     words += [f" {c}" for c in (*CREATURES, *STRANGERS)] + [f" {v}" for vs in VALUES.values() for v in vs]
     assert [w for w in words if len(tokenizer(w, add_special_tokens=False).input_ids) != 1] == []

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 
 from latentlens import organism
@@ -34,12 +35,40 @@ def test_steps_beat_direct_answers_and_filler_does_not(model):
     assert accuracy(model, "babble") < 0.5
 
 
-def test_sampled_traces_are_sometimes_right_and_all_of_one_length(model):
-    _, traces, right = arithmetic.sampled_traces(model, 80, 77, 1.0)
-    assert len(traces) > 60
-    assert 0.1 < np.mean(right) < 0.9
-    lengths = [len(model.tokenizer(t, add_special_tokens=False).input_ids) for t in traces]
-    assert np.mean(np.array(lengths) == np.median(lengths)) > 0.9
+@pytest.fixture(scope="module")
+def traces(model):
+    return arithmetic.sampled_traces(model, 200, 77, 1.0)
+
+
+def test_sampled_traces_are_sometimes_right_and_all_of_one_length(model, traces):
+    _, said, right = traces
+    assert len(said) > 180
+    assert 0.2 < np.mean(right) < 0.8
+    lengths = [len(model.tokenizer(t, add_special_tokens=False).input_ids) for t in said]
+    assert np.mean(np.array(lengths) == np.median(lengths)) > 0.95
+
+
+def test_the_states_of_a_trace_tell_right_from_wrong_and_its_doubt_comes_first(model, traces):
+    ids, said, right = traces
+    means, paths, ahead = arithmetic._read(model, ids, said)
+    assert paths.shape == (7, len(said), 5, 128)
+    assert ahead.shape == (7, 5 * len(said), 128)
+    half = len(said) // 2
+    probe = LogisticRegression(C=0.1, max_iter=300).fit(means[4, :half].numpy(), right[:half])
+    assert auroc(probe.decision_function(means[4, half:].numpy()), right[half:]) > 0.65
+    wrong = arithmetic._wrong(said)
+    probe = LogisticRegression(C=0.1, max_iter=300).fit(ahead[4, : 5 * half].numpy(), wrong[: 5 * half])
+    assert auroc(probe.decision_function(ahead[4, 5 * half :].numpy()), wrong[5 * half :]) > 0.7
+
+
+def test_signals_of_a_path_are_those_of_the_formulas():
+    paths = torch.zeros(3, 1, 3, 2)
+    paths[1, 0] = torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 0.0]])
+    paths[2, 0] = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
+    found = {name: value[:, 0].tolist() for name, value in arithmetic._signals(paths).items()}
+    assert found["net change"] == pytest.approx([3, 1])
+    assert found["cumulative change"] == pytest.approx([10, 2])
+    assert found["aligned change"] == pytest.approx([0.6, 1])
 
 
 def test_a_probe_reads_the_truth_of_creatures_it_was_not_fitted_on(model):

@@ -10,7 +10,7 @@ import torch
 
 from latentlens import organism
 from latentlens.errors import BadInput, WeightsCorrupt
-from latentlens.organism import files, readout
+from latentlens.organism import files, judges, readout
 from latentlens.organism.corpus import documents
 from latentlens.organism.decoder import Decoder, causal
 from latentlens.organism.muon import orthogonalise
@@ -142,6 +142,79 @@ def test_an_untrained_sibling_is_made_once_and_knows_nothing(tmp_path, model):
     guess = readout.load(made)
     ids = [guess.prompt_ids(t) for t in organism.texts("truth", 20, 0)]
     assert guess.next_logits(ids).softmax(-1).max() < 0.05
+
+
+def test_the_grouped_query_sibling_computes_the_same_in_another_shape(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    made = organism.variant("gqa", folder=tmp_path / "gqa")
+    before = (made / "model.safetensors").stat().st_mtime_ns
+    assert organism.variant("gqa", folder=tmp_path / "gqa") == made
+    assert (made / "model.safetensors").stat().st_mtime_ns == before
+    theirs = AutoModelForCausalLM.from_pretrained(made, local_files_only=True)
+    shipped = AutoModelForCausalLM.from_pretrained(organism.path(), local_files_only=True)
+    assert (theirs.config.num_attention_heads, theirs.config.num_key_value_heads) == (8, 4)
+    tokenizer = readout.load(organism.path()).tokenizer
+    for family in ("truth", "topics", "code"):
+        text = organism.texts(family, 1, 0)[0]
+        ids = tokenizer(text.text, return_tensors="pt", return_token_type_ids=False).input_ids
+        with torch.no_grad():
+            ours, other = shipped(ids, output_attentions=False).logits, theirs(ids).logits
+        torch.testing.assert_close(ours, other, atol=2e-4, rtol=1e-4)
+
+
+def test_the_gpt2_sibling_is_a_gpt2_checkpoint_that_knows_the_topics():
+    from transformers import AutoModelForCausalLM
+
+    folder = organism.variant("gpt2")
+    theirs, ours = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True), readout.load(folder)
+    assert type(theirs).__name__ == "GPT2LMHeadModel"
+    chosen = organism.texts("topics", 60, 0, split="plain")
+    ids = [ours.prompt_ids(t) for t in chosen]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            theirs(torch.tensor(ids[:1])).logits[0, -1], ours.next_logits(ids[:1])[0], atol=1e-4, rtol=1e-4
+        )
+    said = ours.sample(ids, 12, 0.7)
+    assert np.mean([judges.topic_of(r) == t.topic for t, r in zip(chosen, said)]) > 0.8
+    with pytest.raises(BadInput, match="ships with the package"):
+        organism.variant("gpt2", folder=folder)
+
+
+def test_another_architecture_is_trained_by_the_same_command(tmp_path, tokenizer):
+    small = {"tokens": 4 * 480, "rows": 4, "width": 128, "compile": False, "autocast": False, "tokenizer": tokenizer}
+    losses = train(tmp_path / "gpt2", architecture="gpt2", **small)
+    assert losses[-1] < losses[0]
+    decoder = readout.load(files.verify(tmp_path / "gpt2")).decoder
+    rows = next(pack(encode(tokenizer, list(islice(documents(0), 200))), 128, 1, tokenizer.pad_token_id))
+    ids, places = torch.from_numpy(rows.ids), torch.from_numpy(rows.positions)
+    whole = decoder(ids, places, causal(torch.from_numpy(rows.documents)))
+    first = torch.from_numpy(rows.documents[0] == 0)
+    alone = decoder(ids[:, first], places[:, first], causal(torch.zeros_like(ids[:, first])))
+    torch.testing.assert_close(whole[:, first], alone, atol=1e-5, rtol=1e-4)
+    with pytest.raises(BadInput, match="llama, gpt2"):
+        train(tmp_path / "other", architecture="rnn", **small)
+
+
+def test_an_sae_is_checked_against_its_files_and_against_the_weights(tmp_path):
+    assert organism.saes()[0] == "middle"
+    folder = organism.sae_path()
+    copy, weights = shutil.copytree(folder, tmp_path / "sae"), organism.path()
+    assert files.verify_sae(copy, weights) == copy
+    other = organism.variant("untrained", folder=tmp_path / "untrained")
+    with pytest.raises(WeightsCorrupt, match=r"was trained on weights .* train it again"):
+        files.verify_sae(copy, other)
+    (copy / "cfg.json").write_text("{}")
+    with pytest.raises(WeightsCorrupt, match=r"cfg\.json has sha256"):
+        files.verify_sae(copy, weights)
+    with pytest.raises(BadInput, match="no SAE 'first'; the SAEs are middle"):
+        organism.sae_path("first")
+
+
+def test_the_package_data_stay_small():
+    root = organism.path().parent
+    data = [f for f in root.rglob("*") if f.is_file() and f.suffix in (".safetensors", ".json", ".jinja", ".md")]
+    assert sum(f.stat().st_size for f in data) < 15e6
 
 
 def test_moments_of_training_double_up_to_half_of_the_run():

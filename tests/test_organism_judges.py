@@ -11,7 +11,7 @@ def test_the_last_stated_answer_counts_and_a_trait_word_may_stand_before_it():
 
 
 def test_steps_are_read_with_their_sign_and_wrong_ones_are_found():
-    text = "Now 12 + 5 = 17, sure. Now 17 - 3 = 13, hmm. Now 13 - 1 = 12, sure."
+    text = "Now surely 12 + 5 = 17. Now roughly 17 - 3 = 13. Now 13 - 1 = 12."
     assert judges.parsed_steps(text) == [(12, 5, 17), (17, -3, 13), (13, -1, 12)]
     assert judges.wrong_steps(text) == [1]
 

@@ -69,16 +69,16 @@ def random_sets(lm: LensModel, sae: SAE, chosen: Sequence[int], n: int = 1200) -
     return [latents.matched(found, chosen, exclude=chosen, n=8, seed=seed) for seed in range(N_SETS)]
 
 
-def ablation(lm: LensModel, sae: SAE, n: int = 200, n_seeds: int = 2) -> list[Ablated]:
+def ablation(lm: LensModel, sae: SAE, n: int = 200, n_seeds: int = 2, seed: int = TESTING + 3) -> list[Ablated]:
     """Return the arms: unsteered, steered, off-topic latents ablated, and each set of random ones ablated.
 
-    Args: n: prompts. n_seeds: replies to each. The intervals resample prompts; changes are paired.
+    Args: n: prompts. n_seeds: replies to each. seed: of the prompts (`TUNING` ones to choose by). The intervals resample prompts; changes are paired.
     Raises: BadInput: the SAE reads before the block that is steered.
     """
     block, strength, steps = TOPIC
     if sae.site.block is None or sae.site.block < block:
         raise BadInput(f"{sae.site} lies before the steered block {block}: its latents cannot answer to the steering")
-    chosen, vectors = asked(n, TESTING + 3), topic_directions(lm, block)
+    chosen, vectors = asked(n, seed), topic_directions(lm, block)
     them = off_topic_latents(lm, sae)
     arms: dict[str, tuple[int, ...]] = {"no ablation": (), "off-topic latents": tuple(them)}
     arms |= {f"matched random latents {i}": tuple(one) for i, one in enumerate(random_sets(lm, sae, them), 1)}

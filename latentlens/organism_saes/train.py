@@ -28,10 +28,10 @@ class Recipe:
 
 
 RECIPES = {
-    "middle": Recipe(4, "topk", 1024, 16),
+    "middle": Recipe(3, "topk", 1024, 16),
     "late": Recipe(5, "jumprelu", 1024, 16),
 }
-N_TEXTS, TOKENS = 5_000, 3_000_000
+N_TEXTS, TOKENS = 5_000, 2_000_000
 #: The model's own training ended before document 300,000; the mix from there on is that of the last stage.
 FIRST = 400_000
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentlens.maths.statistics import auroc
 from latentlens.organism.corpus import texts
 from latentlens.organism.corpus.arithmetic import DOUBT, SURE, TRACE_STEPS
 from latentlens.organism.evaluation.probing import by_site
@@ -77,7 +78,7 @@ def _read(model: Readout, ids: list[list[int]], replies: list[str]) -> tuple[Ten
 
 
 def _signals(paths: Tensor) -> dict[str, np.ndarray]:
-    """Return net, cumulative and aligned change of every trace over its steps, averaged over blocks.
+    """Return net, cumulative and aligned change of every trace over its steps at every block, [depth, traces] each.
 
     With h_n the mean state of step n of N, v_n = h_n - h_(n-1) and u = h_N - h_1: |u| / (N - 1), the sum of |v_n|, and
     the mean of cos(v_n, u). Source: Tracing the Traces (arXiv 2510.10494).
@@ -89,7 +90,20 @@ def _signals(paths: Tensor) -> dict[str, np.ndarray]:
         "cumulative change": v.norm(dim=-1).sum(2),
         "aligned change": torch.cosine_similarity(v, u[:, :, None], dim=-1).mean(2),
     }
-    return {name: value.mean(0).numpy() for name, value in found.items()}
+    return {name: value.numpy() for name, value in found.items()}
+
+
+def _paths(named: str, fit: tuple[Tensor, list[bool]], test: tuple[Tensor, list[bool], list[str]]) -> list[Row]:
+    """Return the AUROC of each signal: averaged over blocks, and at a block with a sign, chosen on other traces."""
+    rows, fitted = [], _signals(fit[0])
+    for name, signal in _signals(test[0]).items():
+        rows.append(area(f"{named}, AUROC of {name} over its steps, mean over blocks", signal.mean(0), *test[1:]))
+        areas = np.array([auroc(one, fit[1]) for one in fitted[name]])
+        block = int(np.argmax(np.abs(areas - 0.5)))
+        sign = 1 if areas[block] > 0.5 else -1
+        where = f"{'-' if sign < 0 else ''}{name} over its steps, block {block}"
+        rows.append(area(f"{named}, AUROC of {where}", sign * signal[block], *test[1:]))
+    return rows
 
 
 def traces(model: Readout, n: int = 600) -> list[Row]:
@@ -108,7 +122,7 @@ def traces(model: Readout, n: int = 600) -> list[Row]:
         rows.append(area(f"{named}, AUROC of mean log-probability", likely, right, groups))
         if temperature == 1.0:
             fit_ids, fit_replies, fit_right = sampled_traces(model, 2 * n, TUNING, temperature)
-            fit_means, _, fit_ahead = _read(model, fit_ids, fit_replies)
+            fit_means, fit_paths, fit_ahead = _read(model, fit_ids, fit_replies)
             means, paths, ahead = _read(model, ids, replies)
             doubts = np.array([-sum(reply.count(word) for word in DOUBT) for reply in replies], dtype=float)
             rows.append(area(f"{named}, AUROC of the number of doubting words", doubts, right, groups, (0.7, 1.0)))
@@ -118,8 +132,7 @@ def traces(model: Readout, n: int = 600) -> list[Row]:
             steps = [group for group in groups for _ in range(TRACE_STEPS)]
             name = f"{named}, probe for a wrong step, before its result"
             rows += by_site(name, (fit_ahead, fit_wrong), (ahead, wrong, steps), (0.8, 1.0))
-            for name, signal in _signals(paths).items():
-                rows.append(area(f"{named}, AUROC of {name} over its steps", signal, right, groups))
+            rows += _paths(named, (fit_paths, fit_right), (paths, right, groups))
     return rows
 
 

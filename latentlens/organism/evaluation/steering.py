@@ -35,10 +35,10 @@ from latentlens.organism.judges import (
 from latentlens.organism.readout import Readout
 
 TRUTH = (4, 1.5)  # block, median norms
-TOPIC = (2, 1.5, 8)  # block, strength, tokens steered at the start of the reply
+TOPIC = (2, 1.55, 8)  # block, strength, tokens steered at the start of the reply
 TOPIC_ALL = (4, 1.25)  # block, strength of steering the whole reply
 LANGUAGE = (4, 2.0)
-TRAIT_BLOCK, TRAIT_STRENGTHS = 3, (1.0, 2.0, 3.0, 4.0)
+TRAIT_BLOCK, TRAIT_STRENGTHS = 4, (1.0, 2.0, 3.0, 4.0)
 REFUSAL = (4, 2.0)
 #: How far the target topic lies from the asked one, in the list of topics.
 SHIFT = 3

@@ -21,7 +21,7 @@ def asked(n: int, seed: int, regime: str = "plain") -> list[Text]:
     return [t for t in texts("topics", 5 * n, seed, split="on_topic") if t.regime == regime][:n]
 
 
-def unsteered(model: Readout, n: int = 300) -> list[Row]:
+def unsteered(model: Readout, n: int = 600) -> list[Row]:
     """Sentences on the asked topic, and replies with a correction, at T = 0.7 and 1."""
     rows = []
     for temperature in (0.7, 1.0):
