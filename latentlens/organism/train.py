@@ -93,7 +93,7 @@ def tensors(batch: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def loss_of(
     decoder: Decoder | GPT2, ids: Tensor, positions: Tensor, mask: Tensor, weights: Tensor, early: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return what is minimised, and the weighted mean cross-entropy, nats: sum(w * nll) / sum(w), w of the target token.
+    """Return what is minimised, and the weighted mean cross-entropy, nats: sum(w nll) / sum(w), w of the target token.
 
     They differ if `early`: then the same loss after block `EARLY_BLOCK` is added, `EARLY_WEIGHT` times.
     """
