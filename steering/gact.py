@@ -98,6 +98,12 @@ def refined(ask: StyledTasks, found: dict, stream: list[str], testing: list[str]
     return online, pd.DataFrame(rows)
 
 
+def two_decimals(cell):
+    if not isinstance(cell, ll.Estimate):
+        return cell
+    return f"{cell.value:.2f} [{cell.low:.2f}, {cell.high:.2f}]" if cell.n else "-"
+
+
 def makers(found: tuple, online, m: int, at: str) -> dict:
     """From a strength to the plan that has it, by arm."""
     _, heads, neuron, against = found
@@ -199,7 +205,7 @@ def main(
         "Neurons that write towards the target": brittle, "Time": timed,
     }  # fmt: skip
     for heading, frame in tables.items():
-        shown = frame.map(lambda v: f"{v.value:.2f} [{v.low:.2f}, {v.high:.2f}]" if isinstance(v, ll.Estimate) else v)
+        shown = frame.map(two_decimals)
         print_table(heading, list(shown), shown.values.tolist())
     probes = pd.concat([found[s][0].to_frame().assign(target=s) for s in names], ignore_index=True)
     every = pd.concat([effect.to_frame() for effect in equal], ignore_index=True)
