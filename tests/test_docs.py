@@ -16,8 +16,9 @@ import latentlens
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-# Blocks of other tools that are not installed here are compiled only, and so is what begins with "# needs a hub".
+# Blocks of other tools that are not installed here are compiled only, and so is what says that it needs more.
 ABSENT = ("nnsight", "repeng")
+NEEDS = ("# needs a hub", "# needs a browser")
 FENCE = re.compile(r"^```(python[^\n]*)\n(.*?)^```$", re.S | re.M)
 RUN = sorted(page.stem for page in DOCS.glob("*.md") if FENCE.search(page.read_text()))
 
@@ -38,7 +39,7 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch)
     names = {}
     for kind, code in found:
         compiled = compile(code, f"docs/{page}.md", "exec")
-        if not code.startswith("# needs a hub") and not any(tool in kind for tool in ABSENT):
+        if not code.startswith(NEEDS) and not any(tool in kind for tool in ABSENT):
             exec(compiled, names)
     if page == "coming_from":  # side by side means equal
         h, theirs = names["h"], names["their_h"]
