@@ -10,7 +10,7 @@ import torch
 
 from latentlens import organism
 from latentlens.errors import BadInput, WeightsCorrupt
-from latentlens.organism import files, judges, readout
+from latentlens.organism import files, readout
 from latentlens.organism.corpus import documents
 from latentlens.organism.decoder import Decoder, causal
 from latentlens.organism.muon import orthogonalise
@@ -163,29 +163,19 @@ def test_the_grouped_query_sibling_computes_the_same_in_another_shape(tmp_path):
         torch.testing.assert_close(ours, other, atol=2e-4, rtol=1e-4)
 
 
-def test_the_gpt2_sibling_is_a_gpt2_checkpoint_that_knows_the_topics():
+def test_another_architecture_is_trained_by_the_same_command(tmp_path, tokenizer):
     from transformers import AutoModelForCausalLM
 
-    folder = organism.variant("gpt2")
-    theirs, ours = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True), readout.load(folder)
-    assert type(theirs).__name__ == "GPT2LMHeadModel"
-    chosen = organism.texts("topics", 60, 0, split="plain")
-    ids = [ours.prompt_ids(t) for t in chosen]
-    with torch.no_grad():
-        torch.testing.assert_close(
-            theirs(torch.tensor(ids[:1])).logits[0, -1], ours.next_logits(ids[:1])[0], atol=1e-4, rtol=1e-4
-        )
-    said = ours.sample(ids, 12, 0.7)
-    assert np.mean([judges.topic_of(r) == t.topic for t, r in zip(chosen, said)]) > 0.8
-    with pytest.raises(BadInput, match="ships with the package"):
-        organism.variant("gpt2", folder=folder)
-
-
-def test_another_architecture_is_trained_by_the_same_command(tmp_path, tokenizer):
     small = {"tokens": 4 * 480, "rows": 4, "width": 128, "compile": False, "autocast": False, "tokenizer": tokenizer}
     losses = train(tmp_path / "gpt2", architecture="gpt2", **small)
     assert losses[-1] < losses[0]
     decoder = readout.load(files.verify(tmp_path / "gpt2")).decoder
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2", local_files_only=True)
+    assert type(theirs).__name__ == "GPT2LMHeadModel"
+    prompt = torch.tensor([tokenizer("The drun is red. That is").input_ids])
+    with torch.no_grad():
+        ours = decoder.logits(decoder(prompt, torch.arange(prompt.shape[1])[None], causal(torch.zeros_like(prompt))))
+        torch.testing.assert_close(theirs(prompt).logits, ours, atol=1e-4, rtol=1e-4)
     rows = next(pack(encode(tokenizer, list(islice(documents(0), 200))), 128, 1, tokenizer.pad_token_id))
     ids, places = torch.from_numpy(rows.ids), torch.from_numpy(rows.positions)
     whole = decoder(ids, places, causal(torch.from_numpy(rows.documents)))

@@ -31,7 +31,8 @@ def test_every_shipped_sae_fits_the_shipped_model_and_is_of_its_recipe(organism,
 def test_its_reconstruction_keeps_the_loss_and_the_state_itself_loses_nothing(organism, sae):
     found = fidelity(organism, sae, 25)
     assert found.clean < found.replaced < found.zeroed
-    assert 0.9 < found.recovered.low < found.recovered.high < 1
+    # A reconstruction can be luckier than the state on some texts: the interval may reach beyond 1, the value does not.
+    assert 0.9 < found.recovered.low < found.recovered.value < 1
     assert found.explained > 0.9
     same = SimpleNamespace(site=sae.site, codes=sae.codes, device="cpu", reconstruct=lambda x: x)
     exact = fidelity(organism, same, 25)
@@ -77,12 +78,12 @@ def test_what_is_missing_fails_the_command_and_the_card_gets_the_table(monkeypat
     from latentlens.organism.evaluation.rows import share
 
     page = tmp_path / "SAE_CARD.md"
-    page.write_text(f"before {OPENS} old {CLOSES} after")
+    page.write_text(f"before {OPENS} an earlier table {CLOSES} after")
     for hits, code in (([True] * 5, 0), ([False] * 5, 1)):
         monkeypatch.setattr(card, "measure", lambda lm, name, hits=hits: [share(f"{name} latent", hits, (0.9, 1.0))])
         assert card.evaluate(None, ["middle"], card=page) == code
         assert "middle latent" in page.read_text()
-        assert "old" not in page.read_text()
+        assert "an earlier table" not in page.read_text()
     assert "1 of what must hold missing" in capsys.readouterr().out
 
 

@@ -6,7 +6,7 @@
     families()         the kinds
     judges             what a generated text says, decided by rule
     saes()             names of the SAEs that were trained on it; sae_path(name) is a folder for `ll.load_sae`
-    variant()          the folder of a sibling model: `untrained`, `gqa`, `gpt2`
+    variant()          the folder of a sibling model: `untrained`, `gqa`
 
 The effects in it are planted: it validates tools, it is no evidence about other models. Importing this
 package loads neither torch nor transformers.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Span", "Text", "families", "judges", "path", "sae_path", "saes", "texts", "texts_dataset", "variant"]
 
-VARIANTS = ("untrained", "gqa", "gpt2")
+VARIANTS = ("untrained", "gqa")
 #: Where their folders are.
 SAES = Path(__file__).parent / "saes"
 
@@ -79,12 +79,9 @@ def variant(name: str, seed: int = 0, folder: Path | None = None) -> Path:
 
         untrained   the same architecture and tokenizer with random weights
         gqa         the same weights as a grouped-query model: eight query heads, two to each head of keys and values
-        gpt2        GPT-2's architecture, trained on the same corpus for 4.3 M tokens: no verdicts on statements yet
 
-    Args: seed: of the random weights of `untrained`. folder: where to make it (None: beside the activation cache);
-        `gpt2` ships with the package.
-    Raises: BadInput: unknown name, or a folder for what ships. WeightsCorrupt: the folder was made before and has
-        changed since.
+    Args: seed: of the random weights of `untrained`. folder: where to make it (None: beside the activation cache).
+    Raises: BadInput: unknown name. WeightsCorrupt: the folder was made before and has changed since.
     """
     if name not in VARIANTS:
         raise BadInput(f"no variant {name!r}; choose from {', '.join(VARIANTS)}")
@@ -92,8 +89,4 @@ def variant(name: str, seed: int = 0, folder: Path | None = None) -> Path:
 
     if name == "gqa":
         return variants.grouped_query(path(), folder)
-    if name == "gpt2":
-        if folder is not None:
-            raise BadInput(f"gpt2 ships with the package; it is not made in {folder}")
-        return verify(Path(__file__).parent / "gpt2")
     return variants.untrained(path(), seed, folder)

@@ -72,7 +72,8 @@ def random_sets(lm: LensModel, sae: SAE, chosen: Sequence[int], n: int = 1200) -
 def ablation(lm: LensModel, sae: SAE, n: int = 200, n_seeds: int = 2, seed: int = TESTING + 3) -> list[Ablated]:
     """Return the arms: unsteered, steered, off-topic latents ablated, and each set of random ones ablated.
 
-    Args: n: prompts. n_seeds: replies to each. seed: of the prompts (`TUNING` ones to choose by). The intervals resample prompts; changes are paired.
+    Args: n: prompts. n_seeds: replies to each. seed: of the prompts (`TUNING` ones to choose by).
+    Returns: the arms; intervals resample prompts, changes are paired.
     Raises: BadInput: the SAE reads before the block that is steered.
     """
     block, strength, steps = TOPIC
