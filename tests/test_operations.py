@@ -89,6 +89,15 @@ LANES = [
 ]
 
 
+def turned(b, a):
+    """`b`, or where it is nearly parallel to `a` (which random vectors in the plane may be) `a` turned in two axes."""
+    if abs(a.cosine(b)) < 0.999:
+        return b
+    v = a.vector.clone()
+    v[0], v[1] = -a.vector[1], a.vector[0]
+    return ll.Direction(v, SITE)
+
+
 def many(kind, n, d, seed):
     torch.manual_seed(seed)
     directions = [ll.Direction(torch.randn(d), SITE) for _ in range(2 * n)]
@@ -99,7 +108,8 @@ def many(kind, n, d, seed):
         case "Clamp":
             return [kind(v, low=x) if x > 0 else kind(v, high=x) for v, x in zip(directions, numbers)]
         case "Rotate":
-            return [kind(directions[2 * i], directions[2 * i + 1], by=90 * numbers[i]) for i in range(n)]
+            pairs = [(directions[2 * i], turned(directions[2 * i + 1], directions[2 * i])) for i in range(n)]
+            return [kind(a, b, by=90 * number) for (a, b), number in zip(pairs, numbers)]
         case "ConceptEdit":
             return [kind(v, torch.randn(d), x) for v, x in zip(directions, numbers)]
     return [kind(v, x) for v, x in zip(directions, numbers)]

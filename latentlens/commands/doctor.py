@@ -68,9 +68,7 @@ def examine() -> list[Finding]:
 
 
 def _versions() -> list[Finding]:
-    import latentlens
-
-    found = [Finding("latentlens", latentlens.__version__), Finding("Python", platform.python_version())]
+    found = [Finding("latentlens", _version("latentlens") or "not installed as a package"), Finding("Python", platform.python_version())]
     for name in NEEDED:
         version = _version(name)
         advice = "" if version else f"pip install {name}"
