@@ -37,7 +37,8 @@ def cosine_map(directions: Mapping[str, Direction]) -> Figure:
     shown = np.where(np.abs(z) < chance, 0.0, z)
     cells = heat(shown, names, names, signed=True, title="cosine", largest=1.0, hovertext=hover)
     figure = go.Figure(go.Heatmap(**cells, text=text, texttemplate="%{text}", textfont={"size": 11}))
-    said = f"Without a number: |cosine| below {chance:.2f}, which {pairs} random pairs pass once in 20 tries."
+    tried = f"{pairs} random pairs pass" if pairs > 1 else "a random pair passes"
+    said = f"Without a number: |cosine| below {chance:.2f}, which {tried} once in 20 tries."
     finish(figure, "Are these directions related?", said)
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(tickangle=0 if len(names) <= 6 else -45, side="bottom")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from latentlens import organism
 from latentlens.errors import LatentLensError
-from latentlens.values.directions import Direction
 from latentlens.values.interventions import Intervention
 from latentlens.values.markup import Html, card, facts, note, tag, tokens
 from latentlens.values.sae import SAE
@@ -82,27 +81,17 @@ class Panel:
         return {**still, **data, "text/plain": repr(self)}, about
 
 
-def explore(
-    lm: LensModel,
-    text: Any,
-    *,
-    directions: Mapping[str, Direction] | None = None,
-    sae: SAE | None = None,
-    length: int = 24,
-    seed: int = 0,
-    temperature: float = 0.0,
-    chat: bool = False,
-) -> Panel:
+def explore(lm: LensModel, text: Any, *, sae: SAE | None = None, **options: Any) -> Panel:
     """Open the panel: the text as tokens, what each of them holds, and sliders that change what is written next.
 
         lm.explore("Tell me about the sea.", directions={"truth": truth}, sae=sae, chat=True)
 
     Args:
         text: a text, or a chat that ends with the user.
-        directions: by name, ready to be added.
         sae: whose latents are shown and can be pinned; for the embedded model its own by default.
-        length, seed, temperature: of what is written. chat: put a text as a user's turn.
-    Raises: what `lm.tokens` raises; BadInput: directions that are none.
+        options: `directions` by name, ready to be added; `chat` to put a text as a user's turn; `length`, `seed` and
+            `temperature` of what is written. See `Session`.
+    Raises: what `lm.tokens` raises; BadInput: directions that are none, neither a text nor a chat.
     """
     if sae is None and lm.name == "organism" and organism.saes():
         from latentlens.access.sae import load_sae
@@ -111,9 +100,7 @@ def explore(
             sae = load_sae(organism.sae_path())
         except LatentLensError:  # other weights are installed than those that it was trained on
             sae = None
-    return Panel(
-        Session(lm, text, directions=directions, sae=sae, length=length, seed=seed, temperature=temperature, chat=chat)
-    )
+    return Panel(Session(lm, text, sae=sae, **options))
 
 
 @functools.cache
