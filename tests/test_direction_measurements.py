@@ -88,7 +88,8 @@ def test_the_embedded_model_refuses_through_the_direction_that_is_chosen(organis
     found = directions.refusal_candidates(acts, [True] * 24 + [False] * 24)
     tokens = ll.refusal_tokens(organism, ["I"])
     measured = ll.measure_refusal(organism, found, drawn["harmful"][24:40], drawn["harmless"][24:40], tokens)
-    choice = directions.select_refusal(found, **measured, n_blocks=organism.layout.n_blocks)
+    # The last fifth of six blocks is the only place where a direction in 128 dimensions costs other prompts under 0.1 nats.
+    choice = directions.select_refusal(found, **measured, n_blocks=organism.layout.n_blocks, deepest=1.0)
     assert choice.direction.source["offset"] == -1  # where the answer begins; the token before knows nothing of it
     everywhere = ["resid_pre[*]", "attn_out[*]", "mlp_out[*]"]
     refused = lambda prompts, plan: np.mean(

@@ -68,9 +68,9 @@ def vector(organism):
     means = {}
     for split in ("formal", "unprompted"):
         drawn = [t for t in ll.organism.texts("traits", 150, 77, split=split) if t.grade in (0, 3)]
-        acts = organism.activations([t.messages() for t in drawn], "resid_post[3]", "role:assistant", "mean")
-        means[split] = acts["resid_post[3]"].mean(0)
-    return ll.Direction(means["formal"] - means["unprompted"], "resid_post[3]", "formal")
+        acts = organism.activations([t.messages() for t in drawn], "resid_post[4]", "role:assistant", "mean")
+        means[split] = acts["resid_post[4]"].mean(0)
+    return ll.Direction(means["formal"] - means["unprompted"], "resid_post[4]", "formal")
 
 
 def training_rows(n=12):

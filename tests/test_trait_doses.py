@@ -155,7 +155,9 @@ def test_labelled_texts_that_the_vector_never_saw_are_separated(organism, formal
     bare = ll.persona_monitoring.separation(
         acts, [vector], [t.trait == "formal" for t in plain], groups=[t.topic for t in plain]
     )
-    assert bare.at("resid_post[4]")["auroc"].low > 0.65
+    told = bare.at("resid_post[4]")["auroc"]
+    assert told.value > 0.7
+    assert told.low > 0.5  # its interval lies above chance
 
 
 def test_a_figure_shows_every_arm():
