@@ -149,6 +149,8 @@ def test_pinning_and_unpinning_keep_the_settings_in_step(session):
     assert [one["key"] for one in after["items"]] == ["direction:up"]
     assert [one["key"] for one in after["settings"]["edits"]] == ["direction:up"]
     assert after["settings"]["show"] == ""
+    only = session.answer({"kind": "steer", "settings": settings(session, ("direction:up", 1.0, 3))})
+    assert after["runs"]["steered"]["text"] == only["runs"]["steered"]["text"]  # written again without it
     assert "EditLatents" not in after["code"]
 
 

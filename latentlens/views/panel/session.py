@@ -168,14 +168,13 @@ class Session:
         return {**out, **({"runs": self._written()} if self.runs is not None else {})}
 
     def unpin(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Take an item away, with its edit and its colours; what was written with it stays."""
+        """Take an item away, with its edit and its colours, and write without it what was written with it."""
         key = str(message["key"])
         self.items.pop(self._item(key).key)
         self.settings["edits"] = [one for one in self.settings["edits"] if one["key"] != key]
-        return {
-            **self.show({"key": "" if self.settings["show"] == key else self.settings["show"]}),
-            "code": self.code(),
-        }
+        shown = self.show({"key": "" if self.settings["show"] == key else self.settings["show"]})
+        again = self.steer({"settings": self.settings}) if self.runs is not None else {}
+        return {**shown, **again, "code": self.code()}
 
     def steer(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Write with and without the edits of the sliders, paired."""
