@@ -24,6 +24,7 @@ import typer
 import latentlens as ll
 from latentlens import organism
 from latentlens.methods.probe_report import probe_report
+from latentlens.views import figures as plots
 from latentlens.views.terminal import print_table
 
 
@@ -103,9 +104,11 @@ def main(
         title="Concept probe",
         question=f"Can {found.classes[1]!r} be told from {found.classes[0]!r} in the residual stream, and where?",
         highlights={"AUROC, whole procedure": found.auroc, "permutation p": (f"{found.p:.3g}", "best of all sites")},
-        sections=[ll.Section(h, [f]) for h, f in {**found.tables(), "Other probes": kinds}.items()],
+        sections=[ll.Section("Where, and is it more than words?", [plots.sites_and_joins(found)]),
+                  ll.Section("Are its probabilities to be believed?", [plots.calibration_curve(found)]),
+                  *(ll.Section(h, [f]) for h, f in {**found.tables(), "Other probes": kinds}.items())],
         manifest=ll.manifest(lm, rows=len(labels), forwards=forwards, **found.about),
-    )
+    )  # fmt: skip
     print(f"AUROC {found.auroc}, p={found.p:.3g}, {found.direction}; {forwards} forward passes; page: {page}")
 
 

@@ -144,7 +144,7 @@ def main(
         ],
         manifest=ll.manifest(lm, pairs=len(rows), patched=by_place.n, seed=seed, forwards=forwards),
     )  # fmt: skip
-    print(f"total effect {by_place.total}; {forwards} forward passes; page: {page}")
+    print(f"{forwards} forward passes; total effect {by_place.total}; page: {page}")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
     python probes/trajectory_signals.py --model Qwen/Qwen3-14B --data openai/gsm8k --size 500 --tokens 8192
 
 Several samples of each problem; signals of Tracing the Traces (arXiv 2510.10494) over the reasoning, cut before the
-answer; their AUROC beside length alone, strata of equal length, shuffled segments and random walks; then what choosing
-among samples by the best-known signal (aligned change) gains and saves, offline and while writing. The embedded model
+answer; their AUROC beside length alone, strata of equal length, shuffled segments and random walks; what choosing among
+samples by the best-known signal (aligned change) gains and saves; and, on new problems, samples that are stopped WHILE
+THEY ARE WRITTEN when their first segments look wrong, against the same samples written to their end. The embedded model
 has two arms: step-by-step texts, whose length differs, and hurried ones, whose length is always the same. A second run
 on the same folder runs no model.
 """
@@ -22,11 +23,12 @@ import typer
 
 import latentlens as ll
 from latentlens import organism
-from latentlens.methods import selection, signal_quality, trajectory
+from latentlens.methods import early_stopping, selection, signal_quality, trajectory
 from latentlens.methods.answers import is_right, number_in, reasoning_tokens
 from latentlens.organism.corpus.arithmetic import INSTRUCTIONS
 from latentlens.organism.judges import parsed_answer
 from latentlens.values.questions import Question, load, prompt
+from latentlens.views import figures as plots
 from latentlens.views.terminal import print_table
 
 SIGNAL, STEP = "aligned", 3
@@ -45,18 +47,19 @@ def problems(model: str | None, arm: str, data: str, config: str | None, n: int,
     return [prompt(q, "cot") for q in asked], asked, "####", number_in
 
 
-def write(lm, prompts, asked, end, said, seeds, counts: Counts, **how):
-    """One row a sample: question, ids, where the reasoning lies, answer, right or not. Samples without any left out."""
-    starts = [row.ids for row in lm.tokens(prompts)]
+def write(lm, task, seeds, counts: Counts, **how):
+    """One row a sample: question, ids of prompt and reasoning, where the text begins, all ids, answer, right or not."""
+    prompts, asked, end, said = task
+    begin = [row.ids for row in lm.tokens(prompts)]
     frame = ll.sweep(lm, prompts, {"none": None}, seeds, **how)
     counts["texts written"] += frame.attrs["rows_run"]
     rows = []
     for i, text, generated in zip(frame["prompt_index"], frame["text"], frame["generated"], strict=True):
         cut = reasoning_tokens([lm.tokenizer.decode([t]) for t in generated], end)
         right = said(text) == int(asked[i].answer) if end == " The answer" else is_right(text, asked[i])
-        ids, first = [*starts[i], *generated], len(starts[i])
-        rows.append((i, ids[: first + max(cut, 1)], first, len(generated), str(said(text)), bool(right)))
-    return pd.DataFrame(rows, columns=["question", "ids", "first", "tokens", "answer", "right"])
+        ids, first = [*begin[i], *generated], len(begin[i])
+        rows.append((i, ids[: first + max(cut, 1)], first, ids, len(generated), str(said(text)), bool(right)))
+    return pd.DataFrame(rows, columns=["question", "ids", "first", "whole", "tokens", "answer", "right"])
 
 
 def measure(lm, runs, size: int, counts: Counts):
@@ -73,20 +76,38 @@ def measure(lm, runs, size: int, counts: Counts):
     return paths, signals.add(**trajectory.output_confidence(answer))
 
 
-def online(lm, n_seeds: int, size: int, tau: float, counts: Counts, task, how):
-    """Write one sample of each problem at a time, and no more of a problem once one is accepted."""
-    prompts, asked, *rest = task
-    open_, kept, begun = list(range(len(prompts))), {}, 0
-    for seed in range(n_seeds):
-        now = write(lm, [prompts[i] for i in open_], [asked[i] for i in open_], *rest, [seed], counts, **how)
-        score, begun = measure(lm, now, size, counts)[1].oriented(SIGNAL), begun + len(now)
-        for row, i in enumerate(open_):
-            if score[row] >= tau or seed == n_seeds - 1:
-                kept[i] = bool(now["right"][row])
-        open_ = [i for i in open_ if i not in kept]
-        if not open_:
-            break
-    return np.mean(list(kept.values())), begun
+def early(lm, task, runs, seeds, size: int, counts: Counts, seed: int, how):
+    """Learn from the starts of stored samples; stop samples of new problems on the way, and replay it on whole ones."""
+    end, after = task[2], size * (STEP + 1)
+
+    def starts(states, written):  # net, cumulative, aligned change of the first segments, cut where the answer begins
+        tokens = trajectory.paths(states)
+        cut = [max(1, reasoning_tokens([lm.tokenizer.decode([t]) for t in ids], end)) for ids in written]
+        cut = np.minimum(cut, tokens.n_points).tolist()
+        found = trajectory.signals(trajectory.pooled(tokens, size, cut), net="code")
+        return np.stack([found[name] for name in ("net", "cumulative", "aligned")], 1)
+
+    def stored(of):  # the same in a second pass over what was written when it would have been asked
+        begun = [ids[: first + after] for ids, first in zip(of["whole"], of["first"])]
+        states = lm.activations(begun, "resid_post[*]", ll.PerRow([slice(first, None) for first in of["first"]]))
+        counts["forward passes"] += states.about["forwards"]
+        return starts(states, [ids[first:] for ids, first in zip(begun, of["first"])])
+
+    scorer = early_stopping.fit_starts(stored(runs), runs["right"], seed=seed)
+    score = lambda so_far: scorer(starts(so_far.readings["after"], [run.generated for run in so_far]))
+    keep = early_stopping.keep_best(score, after, name=f"{scorer.fingerprint} {size} {end}")
+    full, now = write(lm, task, seeds, counts, **how), write(lm, task, seeds, counts, keep=keep, **how)
+    scores, read = scorer(stored(full)), np.minimum(after, full["tokens"])
+    replay = early_stopping.going_on(scores, full["question"])
+    alike = now["tokens"] == full["tokens"].where(replay, read)
+    found = early_stopping.early_stop(
+        scores, full["right"], full["question"], tokens=full["tokens"], answers=full["answer"], read=read, seed=seed
+    )
+    saved = 1 - now["tokens"].sum() / full["tokens"].sum()
+    return found, (
+        f"new problems, stopped while writing: {now['right'][replay].mean():.3f} right, {saved:.1%} of the tokens "
+        f"saved; {alike.mean():.1%} of {len(now)} samples end where the replay on whole samples cuts them"
+    )
 
 
 def main(
@@ -106,10 +127,9 @@ def main(
     lm, counts, sections = ll.load(model), {"texts written": 0, "forward passes": 0}, []
     how = {"max_new_tokens": tokens, "temperature": temperature, "folder": folder}
     for arm in ("steps", "traces") if model is None else ("cot",):
-        prompts, asked, end, said = problems(model, arm, data, config, n, seed)
         # At temperature 1 the embedded model's steps are hardly ever wrong.
         how["temperature"] = temperature * (1.5 if arm == "steps" else 1.0)
-        runs = write(lm, prompts, asked, end, said, range(samples), counts, **how)
+        runs = write(lm, problems(model, arm, data, config, n, seed), range(samples), counts, **how)
         paths, signals = measure(lm, runs, size, counts)
         y, q = runs["right"].to_numpy(), runs["question"].to_numpy()
         solved = len(np.unique(q[y]))
@@ -119,24 +139,21 @@ def main(
         quality = signal_quality.evaluate(signals, y, groups=q, paths=paths, seed=seed)
         common = {"tokens": runs["tokens"], "answers": runs["answer"]}
         chosen = selection.select(signals.oriented(SIGNAL), y, q, **common, seed=seed)
-        prefix = trajectory.signals(trajectory.truncated(paths, STEP + 1), net="code")
-        begun = np.minimum(prefix.n_tokens, runs["tokens"])
-        starts = np.stack([prefix[name] for name in ("net", "cumulative", "aligned")], 1)
-        early = selection.early_path(starts, y, q, read=begun, **common, seed=seed)
         task = problems(model, arm, data, config, n, seed + 1)
-        accuracy, spent = online(lm, samples, size, float(np.median(chosen.thresholds)), counts, task, how)
-        said_online = f"new problems, while writing: {accuracy:.3f} right, {spent} of {n * samples} samples begun"
-        shown = [quality.table(), said_online, chosen.table(), early.table()]
+        started, said = early(lm, task, runs, range(samples), size, counts, seed, how)
+        note = f"{len(y)} samples of {n} problems, {y.mean():.0%} right; 95% intervals, problems resampled; {lm.name}"
+        shown = [note, plots.signal_quality(quality), quality.table()]
+        print_table(f"{arm}: signals and nulls", list(quality.table()), quality.table().values.tolist(), note=note)
+        for title, found in (("choosing among samples", chosen), (f"stopping after {STEP} steps", started)):
+            print_table(f"{arm}: {title}", list(found.table()), found.table().values.tolist(), note=note)
+            shown += [f"{title.capitalize()}.", plots.choices(found), found.table()]
+        print(said)
+        shown.append(said)
         try:
-            shown.append(signal_quality.early_warning(paths, y, groups=q, seed=seed).to_frame())
+            shown.append(plots.early_warning(signal_quality.early_warning(paths, y, groups=q, seed=seed)))
         except ll.errors.TooFewExamples as error:
             shown.append(f"No early warning: {error}")
-        note = f"{len(y)} samples of {n} problems, {y.mean():.0%} right; 95% intervals, problems resampled; {lm.name}"
-        tables = (("signals and nulls", 0), ("choosing among samples", 2), (f"finishing one after {STEP} steps", 3))
-        for title, k in tables:
-            print_table(f"{arm}: {title}", list(shown[k]), shown[k].values.tolist(), note=note)
-        print(said_online)
-        sections.append(ll.Section(arm, [note, *shown]))
+        sections.append(ll.Section(arm, shown))
     page = ll.report(
         folder / "trajectory_signals.html",
         title="Latent trajectories",
