@@ -125,9 +125,12 @@ def main(
     # latents around corrections, judges, saying so against doing better (8, 3, 10)
     labelled = {"labels of starting over": them} if (them := corrections.backtracking(study.labels)) else {}
     read = {"detectors": chosen.latents, **beside, **labelled}
-    around = corrections.around(study, answers["steered"], baseline, read)
-    picture = figures.correction_traces(around.traces)
-    show.table("Latents around corrections", [t.line() for t in around.tests], figure=picture)
+    try:
+        around = corrections.around(study, answers["steered"], baseline, read)
+        picture = figures.correction_traces(around.traces)
+        show.table("Latents around corrections", [t.line() for t in around.tests], figure=picture)
+    except ll.errors.TooFewExamples as error:
+        show.say(f"Latents around corrections: {error}.")
     others = study.task.other_judges
     views = {
         s: {study.task.judge.name: runs[s][1]["steered"]}

@@ -142,6 +142,10 @@ def test_thresholds_are_kept_with_their_configuration(tmp_path):
     assert (one.rows_run, again.found[3]) == (n, first.found[3])
     thresholds.find(one, sampled((3, 20)), **HOW)
     assert one.rows_run == n + 12  # one new latent: 4 rounds of 3
+    fewer = thresholds.find(one, sampled((3,), (0, 1)), **HOW)
+    assert one.rows_run > n + 12  # the same latent on other prompts is another question
+    assert fewer.found[3].trace != first.found[3].trace
+    n = one.rows_run - 12
     other = thresholds.find(one, sampled((3, 9)), "transient", **HOW)
     assert one.rows_run > n + 12
     assert other.config["schedule"] == "transient"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from latentlens.errors import TooFewExamples
 from latentlens.resistance import detectors, sampling, thresholds
 from latentlens.resistance.detectors import Detected
 from latentlens.resistance.study import Study
@@ -37,8 +38,19 @@ class Core:
         return self._limits[schedule]
 
     def trials(self, schedule: str, per_latent: int, most: int | None = None) -> list[Trial]:
-        """Trials at the thresholds of a schedule; the first `most` of them."""
-        drawn = sampling.trials(self.sampled, self.limits(schedule).bracketed, per_latent, seed=self.seed)
+        """Trials at the thresholds of a schedule; the first `most` of them.
+
+        Raises: TooFewExamples: no latent has a threshold inside the range.
+        """
+        limits = self.limits(schedule)
+        drawn = sampling.trials(self.sampled, limits.bracketed, per_latent, seed=self.seed)
+        if not drawn:
+            low, high = self.study.bounds
+            ends = ", ".join(sorted({t.end or "nowhere" for t in limits.found.values()}))
+            raise TooFewExamples(
+                f"none of {len(limits)} latents brings the first attempt to the target under {schedule} steering from "
+                f"{low:g} to {high:g} ({self.study.unit}; the answers lie: {ends}): other bounds, hook or latents"
+            )
         return drawn[:most]
 
     @property

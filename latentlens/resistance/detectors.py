@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latentlens.errors import TooFewExamples
+from latentlens.errors import BadInput, TooFewExamples
 from latentlens.methods import latents as reading
 from latentlens.methods.off_topic import RULES, derangement
 from latentlens.resistance.study import Study
@@ -37,8 +37,10 @@ class Detected:
         """The detectors to ablate: of a rule, or of the first that finds at least three (in the order of `RULES`).
 
         Args: k: only the k strongest.
-        Raises: TooFewExamples: no rule finds any.
+        Raises: BadInput: no such rule. TooFewExamples: the rule finds none.
         """
+        if rule is not None and rule not in self.by_rule:
+            raise BadInput(f"rule={rule!r}: allowed are {', '.join(_ORDER)}")
         order: list[Rule] = (
             [rule] if rule else sorted(self.by_rule, key=lambda name: (len(self.by_rule[name]) < 3, _ORDER[name]))
         )

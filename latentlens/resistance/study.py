@@ -75,6 +75,8 @@ class Study:
     def _site(self, spec: Any) -> Any:
         if spec is None:
             return self.sae.site
+        if isinstance(spec, str) and spec.lstrip("-").isdigit():
+            spec = int(spec)  # a block, as on a command line
         found = self.lm.layout.sites(spec)
         if len(found) != 1:
             raise BadInput(f"hook and readout are one site each; {spec!r} names {len(found)}")

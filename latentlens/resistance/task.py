@@ -55,13 +55,15 @@ _INTACT = re.compile("|".join(re.escape(form).replace(r"\{\}", f"(?:{'|'.join(TO
 class Task:
     """Questions, judges and names.
 
-    prompts: user messages. judge: cuts and scores answers. groups: what each prompt is about; no answer is moved
-    to another prompt of their group, and groups are what is held out. labels: latent -> what it is about; None: the
-    words around its strongest tokens in `texts`. concreteness: judge of a label (`Case.response`), 0 to 100; None:
-    every label passes. texts: where latents are read for labels; None: what the model answers without steering. meta:
-    kind -> (role, words). max_new_tokens, temperature: of an answer. other_judges: for the agreement table. subject:
-    from a label to the subject that judges are told of. acknowledge: from a prompt to the words with which a correction
-    is taught.
+    prompts: user messages. groups: what each is about: no answer is moved below a prompt of its own group, and groups
+        are held out together; each prompt is one by default.
+    judge: cuts and scores answers. other_judges: for the agreement table.
+    labels: latent -> label; None: the words around its strongest tokens in `texts`, which are by default what the model
+        answers without steering.
+    concreteness, least_concrete: judge of a label (`Case.response`), and the least that it must give; None: all pass.
+    subject: from a label to what judges and meta-prompts are told.
+    meta: kind -> (role, words). acknowledge: from a prompt to the words with which a correction is taught.
+    max_new_tokens, temperature: of an answer.
     """
 
     prompts: tuple[str, ...]

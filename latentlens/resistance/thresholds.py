@@ -59,10 +59,9 @@ def find(
         "allowed": None if among is None else sorted(among),
     }  # fmt: skip
     file = study.folder / _FILE if study.folder else None
-    found = _read(file, config)
-    todo = [j for j in wanted if j not in found]
-    tried = {j: _prompts(sampled.allowed[j], among, per_round, seed, j) for j in todo}
-    todo = [j for j in todo if tried[j]]
+    tried = {j: _prompts(sampled.allowed[j], among, per_round, seed, j) for j in wanted}
+    found = {j: threshold for j, (prompts_of, threshold) in _read(file, config).items() if tried.get(j) == prompts_of}
+    todo = [j for j in wanted if j not in found and tried[j]]
     asked_before = dict.fromkeys(todo, 0)
 
     def ask(coeffs: list[float | None]) -> list[float | None]:
@@ -84,7 +83,7 @@ def find(
     if todo:
         solved = bisect_score_batch(ask, len(todo), prior, bounds, target=target, rounds=rounds, trials=per_round)
         found |= dict(zip(todo, solved, strict=True))
-        _write(file, config, found)
+        _write(file, config, {j: (tried[j], threshold) for j, threshold in found.items()})
     return ThresholdSet({j: found[j] for j in wanted if j in found}, config)
 
 
@@ -106,24 +105,31 @@ def _digest(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _read(file: Path | None, config: Mapping[str, Any]) -> dict[int, ScoreThreshold]:
+def _read(file: Path | None, config: Mapping[str, Any]) -> dict[int, tuple[list[int], ScoreThreshold]]:
+    """By latent the prompts that it was tried on, and its threshold."""
     if file is None or not file.is_file():
         return {}
     try:
         held = json.loads(file.read_text()).get(_digest(config), {}).get("found", {})
-    except ValueError:  # cut short by a kill: the rows are still there, so finding them again is quick
+    except ValueError:  # damaged: the rows are still there, so finding them again is quick
         return {}
-    return {int(j): ScoreThreshold(**{**t, "trace": tuple(map(tuple, t["trace"]))}) for j, t in held.items()}
+    made = {}
+    for latent, one in held.items():
+        trace = tuple(map(tuple, one["threshold"]["trace"]))
+        made[int(latent)] = one["prompts"], ScoreThreshold(**{**one["threshold"], "trace": trace})
+    return made
 
 
-def _write(file: Path | None, config: Mapping[str, Any], found: Mapping[int, ScoreThreshold]) -> None:
+def _write(file: Path | None, config: Mapping[str, Any], found: Mapping[int, tuple[list[int], ScoreThreshold]]) -> None:
     if file is None:
         return
     try:
         held = json.loads(file.read_text()) if file.is_file() else {}
     except ValueError:
         held = {}
-    held[_digest(config)] = {"config": dict(config), "found": {str(j): asdict(t) for j, t in found.items()}}
+    # latents that were not asked for this time keep their entries
+    every = {str(j): {"prompts": prompts, "threshold": asdict(one)} for j, (prompts, one) in found.items()}
+    held[_digest(config)] = {"config": dict(config), "found": held.get(_digest(config), {}).get("found", {}) | every}
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(held) + "\n")
