@@ -29,6 +29,7 @@ from latentlens.methods.answers import BUDGETS, is_right, tokens_kept
 from latentlens.organism.corpus.arithmetic import INSTRUCTIONS
 from latentlens.organism.judges import parsed_answer
 from latentlens.values.questions import REGIMES, load, prompt
+from latentlens.views import figures as plots
 from latentlens.views.terminal import print_table
 
 
@@ -71,7 +72,7 @@ def main(
     asked = [] if model is None else load(data, config, columns=columns, split=split, n=n, seed=seed)
     plain, alike, budgets, judge = planted(lm, n, seed) if model is None else public(asked)
     last = f"resid_post[-{min(5, lm.layout.n_blocks)}:]"
-    right, acts, metric, rows, layers, others, curves = {}, {}, {}, [], [], [], []
+    right, acts, metric, rows, sizes, others, curves = {}, {}, {}, [], {}, [], {}
     forwards = written = 0
     for r in REGIMES:
         runs = ll.sweep(lm, plain[r], {"none": None}, max_new_tokens=budgets[r], temperature=0.0, folder=folder)
@@ -83,7 +84,7 @@ def main(
         along = lm.activations(begun, "logits", ll.PerRow([slice(end - 1, end + 9) for end in ends]))
         forwards += sum(a.about["forwards"] for a in (acts[r], fixed, along))
         written += runs.attrs["rows_run"]
-        size = intention.effective_dimensionality(acts[r], sites=last)
+        size = sizes[r] = intention.effective_dimensionality(acts[r], sites=last)
         metric[r] = {
             "H, bits": intention.entropy(acts[r]),
             "H of the top 100": intention.entropy(acts[r], top_k=100),
@@ -99,9 +100,8 @@ def main(
             "recoverability, 60/20/20": paper.short, "recoverability, out of fold": code.short,
             "r(H, right)": intention.relation(metric[r]["H, bits"], right[r]).short.replace("nan [nan, nan]", "-"),
         })  # fmt: skip
-        layers.append(size.to_frame().assign(regime=r))
         others.append(intention.dimension_robustness(acts[r], sites="resid_post[-1]").assign(regime=r))
-        curves.append(intention.entropy_curve(along).to_frame().assign(regime=r))
+        curves[r] = intention.entropy_curve(along)
     contrasts = []
     for name in metric["direct"]:
         for a, b in (("direct", "cot"), ("direct", "babble"), ("babble", "cot")):
@@ -109,6 +109,9 @@ def main(
             contrasts.append([name, f"{b} - {a}", c.difference.short, c.auroc.short])
     apart = pd.DataFrame(contrasts, columns=["metric", "regimes", "paired difference", "AUROC of the regime"])
     moved = recoverability.transfer(acts, right, sites=last, seed=seed).table()
+    apart_figures = [
+        plots.regimes({r: metric[r][name] for r in REGIMES}, metric=name) for name in ("H, bits", "H, same last words")
+    ]
     by_regime = pd.DataFrame(rows).set_index("regime").T.rename_axis("metric").reset_index()
     for title, frame in (("by regime", by_regime), ("which metrics tell regimes apart", apart), ("transfer", moved)):
         print_table(title, list(frame), frame.values.tolist(), note=f"95% intervals, n = {n} problems, {lm.name}")
@@ -118,10 +121,11 @@ def main(
         question="Do entropy, dimension and recoverability before the answer tell the regimes, or the right answers?",
         sections=[
             ll.Section("By regime", ["States are from before the first generated token in every regime.", by_regime]),
+            ll.Section("Entropy at the last prompt token, and with the same last words in all regimes", apart_figures),
             ll.Section("Which metrics tell regimes apart", [apart]),
             ll.Section("Recoverability trained in one regime, tested in another", [moved]),
-            ll.Section("Entropy over the first tokens written", [pd.concat(curves)]),
-            ll.Section("Dimension by layer", [pd.concat(layers)]),
+            ll.Section("Entropy over the first tokens written", [plots.by_regime(curves)]),
+            ll.Section("Dimension by layer", [plots.by_regime(sizes)]),
             ll.Section("Other estimators of dimension, last block", [pd.concat(others)]),
         ],
         manifest=ll.manifest(lm, n=n, seed=seed, forwards=forwards, texts_written=written),
