@@ -47,7 +47,7 @@ def main(
     answers: Annotated[tuple[str, str], typer.Option(help="continuations for label 1 and 0")] = ("True", "False"),
     n: int = 400,
     seed: int = 0,
-    folder: Annotated[Path, typer.Option(help="cache and report")] = Path("concepts"),
+    folder: Annotated[Path, typer.Option(help="cache and report")] = Path("runs/concepts"),
 ) -> None:
     """Run the report and write its page."""
     torch.set_num_threads(1)

@@ -58,7 +58,7 @@ def main(
     n: int = 300,
     halvings: int = 10,
     seed: int = 0,
-    folder: Annotated[Path, typer.Option(help="cache and report")] = Path("identity"),
+    folder: Annotated[Path, typer.Option(help="cache and report")] = Path("runs/identity"),
 ) -> None:
     """Test every site and write the page."""
     torch.set_num_threads(1)

@@ -38,7 +38,7 @@ def main(
     samples: Annotated[int, typer.Option(help="answers to every question")] = 3,
     turns: Annotated[int, typer.Option(help="answers in a conversation")] = 4,
     seed: int = 0,
-    folder: Annotated[Path, typer.Option(help="answers and report; resumed from")] = Path("assistant_axis"),
+    folder: Annotated[Path, typer.Option(help="answers and report; resumed from")] = Path("runs/assistant_axis"),
 ) -> None:
     """Axis, projections, drift, bounds; write a page."""
     torch.set_num_threads(1)

@@ -178,7 +178,7 @@ def main(
     prompts: Annotated[int, typer.Option(help="prompts scored, for the embedded model")] = 24,
     temperature: float = 1.0,
     seed: int = 0,
-    folder: Annotated[Path, typer.Option(help="answers and numbers are kept here and taken from here")] = Path("bench"),
+    folder: Annotated[Path, typer.Option(help="answers and numbers are kept here and taken from here")] = Path("runs/method_bench"),
     quick: Annotated[bool, typer.Option(help="two concepts, 12 prompts, three strengths, the cheap methods")] = False,
 ) -> None:
     """Compare the methods and write a page."""

@@ -71,7 +71,7 @@ def main(
     rows: Annotated[int, typer.Option(help="answers in a data set")] = 120,
     steps: Annotated[int, typer.Option(help="training steps")] = 40,
     seed: int = 0,
-    folder: Annotated[Path, typer.Option(help="answers and report; resumed from")] = Path("persona_training"),
+    folder: Annotated[Path, typer.Option(help="answers and report; resumed from")] = Path("runs/persona_training"),
 ) -> None:
     """Screen, train, measure, prevent; write a page."""
     torch.set_num_threads(1)
