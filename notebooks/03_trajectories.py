@@ -26,8 +26,9 @@ chats = [t.prompt() for t in texts]
 runs = lm.generate(chats, 72, samples=4, temperature=1, seed=0)
 answer = ll.organism.judges.parsed_answer
 right = [answer(r.text) == int(texts[r.prompt_index].answer) for r in runs]
-for run, ok in list(zip(runs, right))[:4]:
-    print("right" if ok else "wrong", "|", run.text)
+some = [right.index(True), right.index(False)]
+for i in some:
+    print("right" if right[i] else "wrong", "|", chats[runs[i].prompt_index][0]["content"], "\n      |", runs[i].text)
 
 # %% [markdown]
 # Four samples for each problem, some right, some wrong. The reasoning ends where the answer begins, so cut there;
@@ -46,7 +47,6 @@ paths = ll.trajectory.paths(acts)
 paths
 
 # %%
-some = [right.index(True), right.index(False)]
 ll.plots.paths(paths[some], site="resid_post[3]", labels=["right", "wrong"])
 
 # %% [markdown]
@@ -64,10 +64,11 @@ ll.plots.signal_quality(report)
 report
 
 # %% [markdown]
-# How to read a row: the AUROC in the direction that the paper expects, where .5 is nothing; then over pairs of equal
-# length only; then what the same signal reaches with the segments shuffled, and on random walks with as many
-# segments. The last row is minus the **length alone**. These hurried traces are all equally long, so it cannot help
-# here.
+# How to read it: blue is the AUROC in the direction that the paper expects, where .5 is nothing; orange the same over
+# pairs of equal length only; grey what the signal reaches with the segments shuffled, and on random walks with as
+# many segments. These hurried traces are all equally long, so length cannot help here. What leaves one half and its
+# grey points, on either side, tells right from wrong; far **below** one half it does so the other way round than the
+# paper expects.
 #
 # ## The same with lengths that differ
 #

@@ -124,7 +124,7 @@ ll.plots.trait_monitor(panels, score="formal, score of the answer")
 ll.plots.cosine_map({name: vectors[name][at] for name in names})
 
 # %% [markdown]
-# A cell without a number is explained by chance: random directions of this width have such cosines. Four voices, and
-# as good as nothing in common.
+# A cell without a number is explained by chance. Each vector was taken against answers in the **other** voices as
+# well, so a negative cosine belongs to the contrast that was chosen, and not to the traits.
 #
 # The experiment with all four traits and judges of your choice is `python steering/persona_vectors.py`.

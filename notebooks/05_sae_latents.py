@@ -46,24 +46,24 @@ detectors
 # beyond it. Let us look at the best one where it fires most. Colour is its value.
 
 # %%
-candidates = detectors.best(8)
+candidates = detectors.best(20)
 ll.latents.examples(codes, candidates[0], k=4)
 
 # %% [markdown]
 # ## Who writes about it?
 #
-# Add each candidate, by itself, while the model answers questions about **other** topics; every row of the batch has
-# its own latent, so this is one call. Strength: one median norm of the states. A judge that counts words says whether
-# the text speaks of the sea.
+# Add each candidate, by itself, while the first three tokens of answers about **other** topics are predicted; every
+# row of the batch has its own latent, so this is one call. Strength: two median norms of the states. A judge that
+# counts words says whether the text speaks of the sea.
 
 # %%
 import pandas as pd
 
 judge = ll.organism.judges
-how = {"unit": "norm", "where": "last_prompt+response"}
+how = {"unit": "norm", "where": "last_prompt+response", "schedule": ll.Schedule(stop=3)}
 others = [t.prompt() for t in ll.organism.texts("topics", 60, seed=3, split="plain") if t.topic != "sea"]
 tuning = others[:12]
-plans = [[ll.EditLatents(sae, add={latent: 1.0}, **how)] for latent in candidates for _ in tuning]
+plans = [[ll.EditLatents(sae, add={latent: 2.0}, **how)] for latent in candidates for _ in tuning]
 runs = lm.generate(tuning * len(candidates), 24, steer=plans)
 speaks = [any(judge.topic_of(s) == "sea" for s in judge.sentences(text)) for text in runs.texts]
 frame = pd.DataFrame({"latent": [c for c in candidates for _ in tuning], "text": runs.texts})
@@ -92,7 +92,7 @@ firing = ll.latents.firing(codes)
 matched = [ll.latents.matched(firing, [writer], exclude=candidates, seed=seed)[0] for seed in range(3)]
 fresh = ll.organism.texts("topics", 200, seed=9, split="plain")
 held_out = [t.prompt() for t in fresh if t.topic != "sea"][:40]
-strengths = [0.25, 0.5, 0.75, 1.0]
+strengths = [0.5, 1.0, 1.5, 2.0]
 
 cases = [("no edit", None, 0.0, 0)]
 cases += [("direction", writer, strength, 0) for strength in strengths]
@@ -107,12 +107,12 @@ effect = ll.SteeringEffect(tuple(arms), "texts that speak of the sea", f"median 
 ll.plots.steering_effect(effect)
 
 # %%
-effect.against("random", 1.0)
+effect.against("random", 2.0)
 
 # %% [markdown]
 # ## And without it?
 #
-# Ablate all eight detectors while the model answers questions **about** the sea. Nothing else of the state is
+# Ablate all twenty detectors while the model answers questions **about** the sea. Nothing else of the state is
 # touched: what the SAE does not explain is kept (`h + decode(f') - decode(f)`).
 
 # %%

@@ -26,7 +26,7 @@ import pandas as pd
 import latentlens as ll
 
 lm = ll.load()
-sae = ll.load_sae(ll.organism.sae_path())
+sae = ll.load_sae(ll.organism.sae_path("late"))  # of the last block
 judge = ll.organism.judges
 
 # a direction for each topic: mean state of replies on it, minus the mean over topics
@@ -45,21 +45,21 @@ directions = {topic: ll.Direction(means[topic] - centre, "resid_post[2]", name=t
 # %%
 how = {"where": "last_prompt+response", "schedule": ll.Schedule(stop=8)}
 music = [{"role": "user", "content": "Tell me about the music."}]
-plans = [[ll.Add(directions[topic], 1.5, **how)] for topic in topics if topic != "music"]
+plans = [[ll.Add(directions[topic], 1.55, **how)] for topic in topics if topic != "music"]
 for run in lm.generate([music] * len(plans), 40, temperature=0.7, seed=1, steer=plans):
     print(run.steer[0].direction.name, "|", run.text)
 
 # %% [markdown]
 # ## How often?
 #
-# Sixty prompts, each pushed towards a topic that it is not about. The same prompts and the same randomness in every
+# Eighty prompts, each pushed towards a topic that it is not about. The same prompts and the same randomness in every
 # arm, so that arms are compared reply by reply. Controls: no push, and random directions of equal length.
 
 # %%
-asked = [t for t in ll.organism.texts("topics", 300, seed=9, split="on_topic") if t.regime == "plain"][:60]
+asked = [t for t in ll.organism.texts("topics", 300, seed=9, split="on_topic") if t.regime == "plain"][:80]
 prompts = [t.prompt() for t in asked]
-pushes = [ll.Add(directions[topics[(topics.index(t.topic) + 3) % len(topics)]], 1.5, **how) for t in asked]
-randoms = [ll.Add(push.direction.random_like(i), 1.5, **how) for i, push in enumerate(pushes)]
+pushes = [ll.Add(directions[topics[(topics.index(t.topic) + 3) % len(topics)]], 1.55, **how) for t in asked]
+randoms = [ll.Add(push.direction.random_like(i), 1.55, **how) for i, push in enumerate(pushes)]
 
 arms = {"no push": None, "random push": [[r] for r in randoms], "push": [[p] for p in pushes]}
 corrected = {}
@@ -128,5 +128,8 @@ for name in sets:
     print(name, ll.intention.average(corrected[name].astype(float) - corrected["push"]))
 
 # %% [markdown]
-# If the detectors' bar falls and the matched ones stay, the correction **depends on** what these latents carry. It
-# does not say that they decide it alone, nor that another model does the same.
+# The correction **depends on** what the detectors carry if their bar falls and those of the matched latents do not.
+# These may even rise: at a full stop, the latents that write the next sentence compete with the correction. It does
+# not say that the detectors decide it alone, nor that another model does the same. The whole study, with thresholds,
+# judges and prompts that ask the model to watch itself, is `python steering/esr.py`; the page is [Steering
+# resistance](../docs/esr.md).

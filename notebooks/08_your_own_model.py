@@ -124,7 +124,7 @@ ll.preflight(stranger, sae, strict=False)
 # training loop. Afterwards no hook is left.
 
 # %%
-texts = ll.organism.texts("topics", 200, seed=5, split="on_topic")
+texts = ll.organism.texts("topics", 400, seed=5, split="plain")
 acts = lm.activations([t.messages() for t in texts], "resid_post[4]", where="role:assistant", pool="mean")
 states, sea = acts["resid_post[4]"], torch.tensor([t.topic == "sea" for t in texts])
 direction = ll.Direction(states[sea].mean(0) - states[~sea].mean(0), "resid_post[4]", name="sea")
@@ -132,7 +132,7 @@ direction = ll.Direction(states[sea].mean(0) - states[~sea].mean(0), "resid_post
 chat = [{"role": "user", "content": "Tell me about the music."}]
 ids = lm.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 ids = {"input_ids": ids["input_ids"], "attention_mask": ids["attention_mask"]}
-edit = ll.Add(direction, 1.5, unit="norm", where="last_prompt+response", schedule=ll.Schedule(stop=3))
+edit = ll.Add(direction, 2.0, unit="norm", where="last_prompt+response", schedule=ll.Schedule(stop=3))
 
 plain = lm.model.generate(**ids, max_new_tokens=24, do_sample=False)
 with lm.steer(edit):
