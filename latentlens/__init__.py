@@ -88,6 +88,7 @@ if TYPE_CHECKING:
     from latentlens.methods.contrast_probe import fit_contrast as fit_contrast
     from latentlens.methods.dose import dose_response as dose_response
     from latentlens.methods.identity_test import identity_test as identity_test
+    from latentlens.methods.judge_agreement import judge_agreement as judge_agreement
     from latentlens.methods.method_bench import method_bench as method_bench
     from latentlens.methods.probe_report import probe_report as probe_report
     from latentlens.methods.sdm import fit_sdm as fit_sdm
@@ -260,6 +261,7 @@ _LAZY = {
     "persona_monitoring": ("latentlens.methods.persona_monitoring", None),
     "persona_screening": ("latentlens.methods.persona_screening", None),
     "agreement": ("latentlens.maths.agreement", None),
+    "judge_agreement": ("latentlens.methods.judge_agreement", "judge_agreement"),
     "directions": ("latentlens.methods.directions", None),
     "method_bench": ("latentlens.methods.method_bench", "method_bench"),
     "MethodBench": ("latentlens.values.method_bench", "MethodBench"),

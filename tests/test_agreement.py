@@ -86,3 +86,33 @@ def test_groups_that_repeat_make_the_interval_wider():
     assert low < value < high
     undefined = with_interval(cohen_kappa, [1, 1], [1, 1])
     assert all(np.isnan(undefined))
+
+
+def scores(*values):
+    from latentlens.values.judging import Score
+
+    return [Score(v) if v is not None else Score(None, reason="none") for v in values]
+
+
+def test_two_judges_side_by_side():
+    from latentlens.methods.judge_agreement import judge_agreement
+
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(0, 100, 80)
+    one, two = truth + rng.normal(0, 10, 80), truth + 5 + rng.normal(0, 10, 80)
+    found = judge_agreement(scores(*one, None, 3), scores(*two, 50, None), names=("people", "model"))
+    assert found.same.n == 80
+    assert found.left_out == (1, 1)
+    assert found.bias.covers(5)
+    assert found.kappa.low > 0.5
+    assert found.spearman.value == pytest.approx(spearmanr(one, two).statistic)
+    assert found.kappa.value == pytest.approx(cohen_kappa_score(one >= 50, two >= 50))
+    whole = np.rint(one).astype(int), np.rint(two).astype(int)
+    labels = np.arange(min(map(min, whole)), max(map(max, whole)) + 1)
+    expected = cohen_kappa_score(*whole, weights="quadratic", labels=labels)
+    assert found.weighted_kappa.value == pytest.approx(expected)
+    assert "model minus people" in found.to_frame()["statistic"].tolist()
+    with pytest.raises(TooFewExamples, match="judged by both"):
+        judge_agreement(scores(1, None), scores(None, 2))
+    with pytest.raises(BadInput, match="one order"):
+        judge_agreement(scores(1), scores(1, 2))
