@@ -259,3 +259,25 @@ def test_answers_are_paired_and_judged(organism, tmp_path):
         {"role": "assistant", "content": kept.pairs[0].positive.text},
     ]
     assert SimpleNamespace(**vectors.to_frame().iloc[0]).pairs == len(kept)
+
+
+def test_steering_and_bounds_are_those_of_the_dossier():
+    from latentlens.values.directions import Direction
+    from latentlens.values.operations import Add, Clamp
+
+    v = Direction(torch.tensor([1.0, 3.0]), SITE)
+    assert Add(v, 2.0).edit(torch.tensor([[3.0, 1.0]])).tolist() == [[5, 7]]
+    assert v.cosine(Direction(torch.tensor([3.0, 1.0]), SITE)) == pytest.approx(0.6)
+    h, axis = torch.tensor([[3.0, 4.0]]), Direction(torch.tensor([1.0, 0.0]), SITE)
+    away = Direction(torch.tensor([-1.0, 0.0]), SITE)
+    assert Clamp(axis, high=1.0).edit(h).tolist() == [[1, 4]]
+    assert Clamp(away, high=-5.0).edit(h).tolist() == Clamp(axis, low=5.0).edit(h).tolist() == [[5, 4]]
+
+
+def test_the_axis_from_roles_to_the_default_counts_every_role_once():
+    from latentlens.methods.directions.capping import role_axis
+
+    rows = [[4, 0], [6, 2], [0, 0], [0, 2], [0, 4], [2, 8]]
+    roles = ["default", "default", "sage", "sage", "sage", "clown"]
+    found = role_axis(rows, roles, "default", site=SITE)
+    assert found.vector.tolist() == [5 - (0 + 2) / 2, 1 - (2 + 8) / 2]
