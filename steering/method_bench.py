@@ -33,6 +33,7 @@ import typer
 
 import latentlens as ll
 from latentlens.access.kept_numbers import KeptNumbers
+from latentlens.access.likelihood import answer_positions
 from latentlens.access.steering_arms import dose_arms, scored_answers, time_arms
 from latentlens.errors import BadInput, LatentLensError
 from latentlens.maths.answer_grades import harmonic_mean
@@ -93,6 +94,11 @@ def arms(lm: ll.LensModel, concept: ll.Concept, block: int, sae: Any, quick: boo
         b1, b2 = d.plane([d.mean_difference(acts, y, site=s) for s in acts.sites if s.point == "resid_post"])
         return lambda c: ll.Rotate(b1, b2, to=90 * math.exp(-c), site=site, **how)
 
+    def trained():  # where it will be added: at the answer's beginning, or everywhere
+        examples = list(concept.examples[:80])
+        begins = ll.PerRow([answer_positions(row)[0] - 1 for row in lm.tokens(examples)])
+        return add(ll.train_reft(lm, examples, site, where=begins if concept.act == "last_prompt" else "content"))
+
     def cold():
         them = concept.examples[:10], concept.prompts[:UNSCORED]
         return add(d.cold_direction(*ll.cold_states(lm, *them, site, rejected=concept.rejected[:10], where="last")))
@@ -119,7 +125,7 @@ def arms(lm: ll.LensModel, concept: ll.Concept, block: int, sae: Any, quick: boo
         fit("probe normal", lambda: add(ll.probe.fit(acts, y, **probe).best().direction))
         fit("ActAdd, one pair", one_pair)
         fit("refusal-style selection", refusal_style)
-        fit("ReFT-r1", lambda: add(ll.train_reft(lm, concept.examples[:80], site)))
+        fit("ReFT-r1", trained)
         fit("COLD, finite difference", cold)
         fit("COLD, unit kernel", kernel)
     if sae is not None:
@@ -161,8 +167,9 @@ def best_block(lm: ll.LensModel, concept: ll.Concept, blocks: Sequence[int], kep
 
 
 def trained_sae(lm: ll.LensModel, block: int, folder: Path) -> Any:
-    """An SAE of the embedded model at the block."""
-    place = folder / f"sae-{block}"
+    """An SAE of the embedded model at the block; that of other weights is left alone."""
+    weights = lm.activations(["the"], sites=f"resid_post[{block}]").about["context_digest"]
+    place = folder / f"sae-{block}-{weights[:8]}"
     if not (place / "cfg.json").exists():
         texts = [t.messages() or t.text for f in ll.organism.families() for t in ll.organism.texts(f, 300, 21)]
         ll.train_sae(lm, texts, f"resid_post[{block}]", "topk", d_sae=512, k=16, tokens=300_000, out=str(place))
@@ -178,7 +185,7 @@ def main(
     prompts: Annotated[int, typer.Option(help="prompts scored, for the embedded model")] = 24,
     temperature: float = 1.0,
     seed: int = 0,
-    folder: Annotated[Path, typer.Option(help="answers and numbers are kept here and taken from here")] = Path("runs/method_bench"),
+    folder: Annotated[Path, typer.Option(help="where answers and numbers are kept")] = Path("runs/method_bench"),
     quick: Annotated[bool, typer.Option(help="two concepts, 12 prompts, three strengths, the cheap methods")] = False,
 ) -> None:
     """Compare the methods and write a page."""

@@ -50,7 +50,8 @@ def train_reft(
         epochs, lr, batch: as published, but for batches (of 6 in AxBench).
         l1: weight of the latents that are not among the k largest; per text, summed over positions (ours: AxBench's own
             scaling of this term is not recoverable from the paper).
-        where: positions that are read and edited.
+        where: positions that are read and edited. For what is decided where an answer begins, that position alone
+            (`PerRow`, see `likelihood.answer_positions`).
         seed: of w and of the order.
         name: of the direction.
 
@@ -84,7 +85,8 @@ def train_reft(
             total, largest = 0.0, 0.0
             for step, part in enumerate(np.array_split(order, n_batches)):
                 ramp = (epoch * n_batches + step) / max(1, epochs * n_batches - 1)
-                edit = _Edit(w, k, [rows[i] for i in part], [positions[i] for i in part])
+                begins = epoch == step == 0
+                edit = _Edit(w, k, [rows[i] for i in part], [positions[i] for i in part], choose_sign=begins)
                 nll = answer_nll(lm.layout, [rows[i] for i in part], [(tap, edit)]).mean()
                 (gradient,) = torch.autograd.grad(nll + ramp * l1 * edit.others.mean(), [w])
                 w.grad = gradient - (gradient @ w.detach()) * w.detach()  # along the sphere
@@ -103,10 +105,15 @@ def train_reft(
 
 
 class _Edit:
-    """The intervention of one batch, which remembers what its latents were."""
+    """The intervention of one batch, which remembers what its latents were.
 
-    def __init__(self, w: Tensor, k: int, rows: Sequence[TokenRow], positions: Sequence[Sequence[int]]) -> None:
-        self.w, self.k = w, k
+    choose_sign: first give w the sign with the larger latents: where they are all 0, w has no gradient and stays dead.
+    """
+
+    def __init__(
+        self, w: Tensor, k: int, rows: Sequence[TokenRow], positions: Sequence[Sequence[int]], *, choose_sign: bool
+    ) -> None:
+        self.w, self.k, self.choose_sign = w, k, choose_sign
         self.mask = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.bool, device=w.device)
         for i, at in enumerate(positions):
             self.mask[i, list(at)] = True
@@ -114,6 +121,10 @@ class _Edit:
 
     def __call__(self, states: Tensor) -> Tensor:
         h = states.float()
+        if self.choose_sign:
+            with torch.no_grad():
+                one, other = (latents(h, sign * self.w, self.mask).sum() for sign in (1, -1))
+                self.w *= 1 if one >= other else -1
         values = latents(h, self.w, self.mask)
         self.others = split_top(values, self.k)[1]
         self.largest = float(values.detach().max())
