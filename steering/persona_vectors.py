@@ -63,7 +63,9 @@ def main(
     least_coherence: Annotated[float, typer.Option(help="mean coherence that a setting must keep")] = 80.0,
     length: Annotated[int, typer.Option(help="tokens of an answer at most")] = 64,
     seed: int = 0,
-    folder: Annotated[Path, typer.Option(help="answers, verdicts and report; resumed from")] = Path("runs/persona_vectors"),
+    folder: Annotated[Path, typer.Option(help="answers, verdicts, report; resumed from")] = Path(
+        "runs/persona_vectors"
+    ),
 ) -> None:
     """Extract, place, steer with and monitor the vector of every trait; write a page."""
     torch.set_num_threads(1)

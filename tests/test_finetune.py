@@ -103,7 +103,9 @@ def test_adapters_train_few_weights_work_with_every_verb_and_are_found_again(lm,
     runs = tuned.lm.generate([list(PROMPT)], 3, steer=ll.Add(ll.Direction(torch.ones(32), "resid_post[1]"), 2.0))
     assert len(runs[0].generated) <= 3
     again = tune(lm, ROWS, **how)
-    assert log_likelihood(again.lm, row, range(5, 8)) == pytest.approx(log_likelihood(tuned.lm, row, range(5, 8)), abs=1e-4)
+    assert log_likelihood(again.lm, row, range(5, 8)) == pytest.approx(
+        log_likelihood(tuned.lm, row, range(5, 8)), abs=1e-4
+    )
     contexts = {one.lm._identity.context(hash_weights=True)["weights"] for one in (tuned, again)}
     assert lm._identity.context(hash_weights=True)["weights"] not in contexts
 

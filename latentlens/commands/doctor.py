@@ -68,7 +68,10 @@ def examine() -> list[Finding]:
 
 
 def _versions() -> list[Finding]:
-    found = [Finding("latentlens", _version("latentlens") or "not installed as a package"), Finding("Python", platform.python_version())]
+    found = [
+        Finding("latentlens", _version("latentlens") or "not installed"),
+        Finding("Python", platform.python_version()),
+    ]
     for name in NEEDED:
         version = _version(name)
         advice = "" if version else f"pip install {name}"
