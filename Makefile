@@ -46,4 +46,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache demo_report.html
+	rm -rf $(VENV) build .pytest_cache .ruff_cache demo_report.html

@@ -30,7 +30,7 @@ from latentlens.views.report import Captioned, Section, report
 from latentlens.views.terminal import print_table
 
 N_STATEMENTS, N_PROMPTS, N_RANDOM = 1500, 150, 5
-STRENGTHS = (-1.5, -1.0, -0.5, 0.5, 1.0, 1.5)
+STRENGTHS = (-2.0, -1.5, -1.0, 1.0, 1.5, 2.0)
 
 
 def run(path: Path, seed: int = 0) -> Path:
