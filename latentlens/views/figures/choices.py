@@ -40,7 +40,8 @@ def choices(found: Selection) -> Figure:
         figure.add_scatter(
             x=[e.value for e in saved], y=[e.value for e in right], mode="markers+text", name=name,
             error_x=bars(saved, colour), error_y=bars(right, colour), hoverinfo="text",
-            text=[safe(p.name) for p in some], textposition="bottom right", textfont={"size": 11, "color": INK},
+            text=[safe(p.name) for p in some], textfont={"size": 11, "color": INK},
+            textposition=["top right" if p.name in ("random", "shortest") else "bottom right" for p in some],
             marker={"color": colour, "symbol": symbol, "size": 11}, hovertext=[_text(p) for p in some],
         )  # fmt: skip
     for vote in groups["majority vote"][2]:
