@@ -125,10 +125,12 @@ def main(
     # latents around corrections, judges, saying so against doing better (8, 3, 10)
     labelled = {"labels of starting over": them} if (them := corrections.backtracking(study.labels)) else {}
     read = {"detectors": chosen.latents, **beside, **labelled}
+    helped = max(SCHEDULES, key=lambda s: runs[s][2][1].resisted.value)  # where most corrections made it better
     try:
-        around = corrections.around(study, answers["steered"], baseline, read)
+        around = corrections.around(study, runs[helped][1]["steered"], baseline, read)
+        note = f"{around.episodes} answers under {helped} steering, {around.baseline} unsteered, read without steering"
         picture = figures.correction_traces(around.traces)
-        show.table("Latents around corrections", [t.line() for t in around.tests], figure=picture)
+        show.table("Latents around corrections", [t.line() for t in around.tests], note, figure=picture)
     except ll.errors.TooFewExamples as error:
         show.say(f"Latents around corrections: {error}.")
     others = study.task.other_judges
@@ -177,6 +179,7 @@ def main(
             answers=f"{study.rows_run} written, {study.rows_found} found in the folder",
         ),
     )  # fmt: skip
+    print(f"{study.rows_run} answers written, {study.rows_found} found in {folder}")
 
 
 if __name__ == "__main__":
