@@ -2,18 +2,21 @@
 
     python steering/soul_engine.py
 
-Synthetic characters: a grade from 0 to 3 in each of the embedded model's four traits, asked for by a system prompt.
-The model writes their excerpts; samples join k of a character's N excerpts (dynamic contextual sampling). Two heads
-on the frozen states, a psychometric one (traits) and an identity one, are trained on some characters and judged on
-others, with a constant, a linear readout and shuffled sheets beside them, at every block; on the excerpts alone and
-with the system prompt above them; mean over tokens and last token; with a shared layer, with and without the identity
-head. Then a sheet is a direction, sum_t 2 (value_t - .5) v_t, without any training: its dose-response beside random
+Synthetic characters: a value of 0, 1/3, 2/3 or 1 in each of the embedded model's four traits. Their excerpts come in
+three ways: from the corpus' grammar, every trait speaking at the rate of its value, no instruction anywhere ("from
+rates"); written by the model under a system prompt that says the sheet, read under it ("prompted") or without it
+("prompted, alone"). A sample joins k of a character's N excerpts (dynamic contextual sampling). Two heads on the
+frozen states, a psychometric one (traits) and an identity one, are trained on some characters and judged on others,
+with a constant, a linear readout and shuffled sheets beside them, at every block; mean over tokens and last token;
+with a shared layer, with and without the identity head. Then a sheet is a direction, sum_t 2 (value_t - .5) v_t,
+without any training, with trait vectors from each source, persona vectors among them: its dose-response beside random
 directions and the prompt. Nothing here is the paper's OCEAN: four planted traits stand in for the five.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 from typing import Annotated
 
 import numpy as np
@@ -34,114 +37,122 @@ def system(grades) -> str:
 
 
 def main(
-    characters: int = 40,
+    characters: int = 80,
     excerpts: Annotated[int, typer.Option(help="N: excerpts of a character")] = 6,
-    joined: Annotated[int, typer.Option(help="k: excerpts in a sample")] = 3,
-    each: Annotated[int, typer.Option(help="samples of a character")] = 6,
+    joined: Annotated[int, typer.Option(help="k: excerpts in a sample")] = 4,
+    each: Annotated[int, typer.Option(help="samples of a character")] = 3,
     wanted: Annotated[
         str, typer.Option(help="traits at 1 in the sheet to steer with; the others at .5")
     ] = "formal,hostile",
-    coefs: Annotated[str, typer.Option(help="strengths of the sweep, in mean lengths of the trait vectors")] = "1,2,4",
+    coefs: Annotated[str, typer.Option(help="strengths of the sweep, in mean lengths of the trait vectors")] = "2,4,6",
     seed: int = 0,
-    folder: Annotated[Path, typer.Option(help="excerpts and report; resumed from")] = Path("runs/soul_engine"),
+    folder: Annotated[Path, typer.Option(help="excerpts and report; resumed from")] = Path("soul_engine"),
 ) -> None:
-    """Write excerpts, train the heads, steer with a sheet; write a page."""
+    """Collect excerpts, train the heads, steer with a sheet; write a page."""
     torch.set_num_threads(1)
     lm = ll.load(cache=ll.ActivationCache(folder / "cache"))
     rng, trait = np.random.default_rng(seed), personas.trait(TRAITS[0])
-    grades = np.unique(rng.integers(0, 4, (3 * characters, len(TRAITS))), axis=0)
+    how = {"max_new_tokens": 64, "temperature": 1.0, "folder": folder}
+    grades = np.unique(rng.integers(0, 4, (4 * characters, len(TRAITS))), axis=0)
     grades = rng.permutation(grades)[:characters]
-    asks = [[asked(trait.questions[(3 * c + e) % len(trait.questions)], system(g)) for e in range(excerpts)]
-            for c, g in enumerate(grades)]  # fmt: skip
-    flat = [chat for mine in asks for chat in mine]
-    written = ll.sweep(lm, flat, {"": None}, [seed], max_new_tokens=64, temperature=1.0, folder=folder / "rollouts")
-    said = np.array(written["text"]).reshape(len(grades), excerpts)
+    drawn = [
+        [personas.excerpt(dict(zip(TRAITS, g / 3)), Random(f"{seed} {c} {e}")) for e in range(excerpts)]
+        for c, g in enumerate(grades)
+    ]
+    asks = [asked(trait.questions[(3 * c + e) % len(trait.questions)], system(g))
+            for c, g in enumerate(grades) for e in range(excerpts)]  # fmt: skip
+    texts = ll.sweep(lm, asks, {"": None}, [seed], **{**how, "folder": folder / "rollouts"})["text"]
+    wrote = [[chat[-1], {"role": "assistant", "content": text}] for chat, text in zip(asks, texts)]
+    wrote = [wrote[c * excerpts : (c + 1) * excerpts] for c in range(len(grades))]
 
     who = np.repeat(np.arange(len(grades)), each)
     picks = [rng.choice(excerpts, joined, replace=False) for _ in who]
-    samples = [
-        [m for e in pick for m in (asks[c][e][-1], {"role": "assistant", "content": said[c, e]})]
-        for c, pick in zip(who, picks)
-    ]
-    prompted = [[*asked("", system(grades[c]))[:-1], *chat] for c, chat in zip(who, samples)]
-    sheets = grades[who] / 3
+
+    def samples(source, prompted: bool = False):
+        """K excerpts of a character one after the other, below the prompt that says its sheet or without it."""
+        said = [asked("", system(grades[c]))[:-1] if prompted else [] for c in who]
+        return [[*top, *(m for e in pick for m in source[c][e])] for top, c, pick in zip(said, who, picks)]
+
+    blocks, words = "resid_post[*]", {"where": "role:assistant", "pool": "mean"}
     read = {
-        ("alone", "mean"): lm.activations(samples, "resid_post[*]", "role:assistant", "mean"),
-        ("alone", "last token"): lm.activations(samples, "resid_post[*]", "last"),
-        ("under its prompt", "mean"): lm.activations(prompted, "resid_post[*]", "role:assistant", "mean"),
+        "from rates": lm.activations(samples(drawn), blocks, **words),
+        "from rates, last token": lm.activations(samples(drawn), blocks, "last"),
+        "prompted": lm.activations(samples(wrote, True), blocks, **words),
+        "prompted, alone": lm.activations(samples(wrote), blocks, **words),
     }
-    fit = {"sheets": sheets, "characters": who, "traits": TRAITS, "steps": 200, "n_shuffles": 3, "seed": seed}
-    found = {key: ll.psychometrics.fit(acts, **fit) for key, acts in read.items()}
-    best = {key: one.best() for key, one in found.items()}
-    place = best["alone", "mean"].site
-    variants = {
-        "two heads, nothing shared": best["alone", "mean"],
-        "two heads on a shared layer": ll.psychometrics.fit(
-            read["alone", "mean"], sites=place, shared=64, **fit
-        ).best(),
-        "shared layer, identity head removed": ll.psychometrics.fit(
-            read["alone", "mean"], sites=place, shared=64, identity=False, **fit
-        ).best(),
-    }
-    kinds = [(*key, "two heads, nothing shared", one) for key, one in best.items()]
-    kinds += [("alone", "mean", name, one) for name, one in list(variants.items())[1:]]
+    fit = {"sheets": grades[who] / 3, "characters": who, "traits": TRAITS, "steps": 200, "n_shuffles": 3, "seed": seed}
+    found = {name: ll.psychometrics.fit(acts, **fit) for name, acts in read.items()}
+    best = {name: one.best() for name, one in found.items()}
+    first, place = read["from rates"], best["from rates"].site
+    kinds = [(name, "nothing shared", one) for name, one in best.items()]
+    for name, identity in (("a shared layer", True), ("a shared layer, identity head removed", False)):
+        one = ll.psychometrics.fit(first, sites=place, shared=64, identity=identity, **fit).best()
+        kinds.append(("from rates", name, one))
     heads = pd.DataFrame(
         {
-            "excerpts": excerpt, "state": state, "heads": name, "site": str(one.site), "MSE": one.mse,
-            "constant": one.constant_mse, "R2": one.r2, "linear R2": one.ridge_r2, "shuffled R2": one.shuffled_r2,
-            "identity": one.identity, "raw states": one.raw_identity, "mean |cosine|": one.angle,
+            "excerpts": excerpt, "heads": name, "site": str(one.site), "MSE": one.mse, "constant": one.constant_mse,
+            "R2": one.r2, "linear R2": one.ridge_r2, "shuffled R2": one.shuffled_r2, "identity": one.identity,
+            "raw states": one.raw_identity, "chance": one.chance_identity, "mean |cosine|": one.angle,
             "by chance": one.chance_angle,
         }
-        for excerpt, state, name, one in kinds
+        for excerpt, name, one in kinds
     )  # fmt: skip
     shown = heads.map(lambda v: v.short if isinstance(v, ll.Estimate) else "" if v is None else v)
-    train, test = found["alone", "mean"].n_characters
+    train, test = found["from rates"].n_characters
     note = f"{train} training and {test} test characters, {each} samples each; 95% intervals, characters resampled"
     print_table("heads on characters they never saw", list(shown), shown.values.tolist(), note=note)
 
-    # The sheet as a direction, from both kinds of reading; place and strength on the questions of the excerpts.
-    high = wanted.split(",")
-    sheet = dict.fromkeys(high, 1.0)
-    assert ll.persona_algebra.character(best["alone", "mean"].directions, dict.fromkeys(TRAITS, 0.5)) is None
+    # Persona vectors beside the directions of the sheets.
     rate = {name: personas.percent(name) for name in TRAITS}
+    fluent = ll.RuleJudge(personas.coherence, "on the topic")
+    of_traits = {}
+    for name in TRAITS:
+        answers = ll.contrast(
+            lm, personas.trait(name), ll.RuleJudge(rate[name], name), fluent, samples=1, seed=seed, **how
+        )
+        kept = ll.persona.keep(answers)
+        of_traits[name] = ll.persona.extract(kept, lm.activations(kept.rows, blocks, "response", "mean"))
+    sources = {"persona vectors": [{n: v[s] for n, v in of_traits.items()} for s in first.sites]}
+    sources |= {name: [one.directions for one in found[name].sites] for name in ("prompted", "from rates")}
+
+    high = wanted.split(",")
+    sheet, neutral = dict.fromkeys(high, 1.0), dict.fromkeys(TRAITS, 0.5)
     judges = {
         "character": ll.RuleJudge(
             lambda case: float(np.mean([rate[n](case) for n in high])), f"mean of {wanted}", wanted
         ),
         **{name: ll.RuleJudge(rate[name], name) for name in TRAITS},
-        "coherence": ll.RuleJudge(personas.coherence, "on the topic"),
+        "coherence": fluent,
     }
-    how = {"max_new_tokens": 64, "temperature": 1.0, "folder": folder}
-    prompt, doses = system([3 * (name in high) for name in TRAITS]), {}
-    for key in (("under its prompt", "mean"), ("alone", "mean")):
-        mixes = [ll.persona_algebra.character(one.directions, sheet) for one in found[key].sites]
+    grid, doses = [float(c) for c in coefs.split(",")], {}
+    prompt = system([3 * (name in high) for name in TRAITS])
+    for name, vectors in sources.items():
+        assert all(ll.persona_algebra.character(at, neutral) is None for at in vectors)  # a neutral sheet is no edit
+        mixes = [ll.persona_algebra.character(at, sheet) for at in vectors]
         tried = [m for m in mixes if m is not None and m.site.block >= lm.layout.n_blocks // 3]
-        grid = [float(c) for c in coefs.split(",")]
-        swept = ll.site_sweep(lm, tried, grid, trait.questions, judges["character"], judges["coherence"], **how)
+        swept = ll.site_sweep(lm, tried, grid, trait.questions, judges["character"], fluent, **how)
         chosen = ll.persona.choose_site(**swept, least_coherence=80)
         mix = next(m for m in tried if m.site == chosen.site)
-        doses[key[0]] = ll.trait_doses(
+        doses[name] = ll.trait_doses(
             lm, mix, [chosen.strength * part for part in (0.25, 0.5, 0.75, 1.0)], trait.evaluation, judges, "character",
             asked_by=prompt, seeds=range(seed, seed + 3), **how,
         )  # fmt: skip
-        print(f"sheet from excerpts {key[0]}: {doses[key[0]]}")
+        print(f"sheet {wanted} by {name}: {doses[name]}")
     page = ll.report(
         folder / "soul_engine.html",
         title="Soul engine",
         question="Can a character's sheet be read off a frozen model, and does the sheet steer it?",
-        highlights={"R2, excerpts alone": best["alone", "mean"].r2,
-                    "identity, excerpts alone": best["alone", "mean"].identity,
-                    "sheet from prompted excerpts, above random": doses["under its prompt"].above_random[-1],
-                    "sheet from excerpts alone, above random": doses["alone"].above_random[-1]},
+        highlights={"R2, excerpts from rates": best["from rates"].r2, "identity": best["from rates"].identity}
+        | {f"sheet by {name}, above random": d.above_random[-1] for name, d in doses.items()},
         sections=[
             ll.Section("Heads on characters they never saw", [ll.Captioned(heads, note)]),
-            *(ll.Section(f"Every block: excerpts {e}, {s}", [one, best[e, s]]) for (e, s), one in found.items()),
-            *(ll.Section(f"Sheet as a direction, {n}", [ll.plots.trait_doses(d), d]) for n, d in doses.items()),
+            *(ll.Section(f"Excerpts {name}: every block", [one, best[name]]) for name, one in found.items()),
+            *(ll.Section(f"Sheet by {name}", [ll.plots.trait_doses(d), d]) for name, d in doses.items()),
         ],
         method="Heads of one hidden and of one linear layer, AdamW; every interval and the split go by character.",
         sources=["Soul Engine, arXiv 2512.07092", "Supervised Contrastive Learning, arXiv 2004.11362"],
         manifest=ll.manifest(lm, seed=seed, characters=len(grades), excerpts=excerpts, joined=joined, wanted=wanted),
-    )  # fmt: skip
+    )
     print(f"report: {page}")
 
 

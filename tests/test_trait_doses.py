@@ -188,3 +188,18 @@ def test_a_monitor_has_one_panel_a_place():
     assert sum(len(trace.x) for trace in figure.data) == 80
     assert {t.name for t in figure.data} == {"no system prompt", "Be &lt;i&gt;kind&lt;/i&gt;."}
     assert "inside a kind" in figure.layout.xaxis.title.text
+
+
+def test_an_excerpt_speaks_as_its_sheet_says():
+    from random import Random
+
+    from latentlens.organism.judges import trait_scores
+
+    sheet = {"formal": 1.0, "hostile": 0.5}
+    said = [trait_scores(personas.excerpt(sheet, Random(i))[1]["content"]) for i in range(400)]
+    means = {name: np.mean([s[name] for s in said]) for name in TRAITS}
+    assert means["formal"] == pytest.approx(2.75 * 0.24, rel=0.12)  # between two and three slots a sentence
+    assert means["hostile"] == pytest.approx(2.75 * 0.13, rel=0.15)
+    assert means["nervous"] < 0.1
+    with pytest.raises(BadInput, match="0 to 1"):
+        personas.excerpt({"formal": 2.0}, Random(0))

@@ -36,6 +36,9 @@ from latentlens.values.results import Estimate
 from latentlens.values.sites import Site
 from latentlens.values.text_means import text_means
 
+_CHARACTERS = 16  # in a batch, with all their rows
+_EVERY = 20  # steps between two looks at the characters kept aside
+
 
 class Heads(nn.Module):
     """Psychometric head Linear-GELU-Linear-sigmoid, identity head Linear to length 1; on states or on a shared layer.
@@ -68,7 +71,8 @@ def fit(
 
         L = mean (head(z) - sheet)^2  +  supervised contrastive loss of the identity head        z: state of an excerpt
 
-    Inputs are standardised on the training rows; AdamW, every step on all rows of 16 characters.
+    Inputs are standardised on the training rows; AdamW, every step on all rows of 16 characters. How long the heads are
+    trained is chosen on a fifth of the training characters, kept aside for that; then they are trained on all.
 
     Args:
         acts: one or several rows an excerpt (averaged first). Give the last token instead to compare: `where="last"`.
@@ -76,7 +80,7 @@ def fit(
         characters: (n,), whose excerpt it is: the split, and every interval, goes by character.
         traits: names of the columns. sites: which of the activations; all by default.
         identity: train the identity head. shared: width of a layer that both heads read; None: none.
-        hidden, width: of the heads. steps, rate, temperature: of the training.
+        hidden, width: of the heads. steps: at most. rate, temperature: of the training.
         test_share: of the characters. n_shuffles: refits with sheets dealt to other characters.
         seed: of the split, of the heads, of the batches.
     Raises: BadInput: shapes, or sheets outside 0..1. TooFewExamples: fewer than ten characters.
@@ -124,13 +128,19 @@ def _at(
     train, aside, test = parts
     both = np.r_[train, aside]
     constant = y[both].mean(axis=0)
-    _, kept_aside, _ = _fitted(x, y, who, train, aside, how, seed)
-    said_train, said, space = _fitted(x, y, who, both, test, how, seed)
+    # How long to train is chosen on the characters kept aside; then all training characters are taken together.
+    tried = _fitted(x, y, who, train, aside, how, seed)
+    steps, (_, _, _, aside_r2) = max(
+        ((n, (*said, r_squared(said[1], y[aside], y[train].mean(axis=0)))) for n, said in tried.items()),
+        key=lambda one: one[1][-1],
+    )
+    how = {**how, "steps": steps}
+    said_train, said, space = _fitted(x, y, who, both, test, how, seed)[steps]
     rng = np.random.default_rng(seed)
     shuffled = []
     for draw in range(n_shuffles):
         dealt = _dealt(y, who, both, rng)
-        _, wrong, _ = _fitted(x, dealt, who, both, test, {**how, "identity": False}, seed + draw)
+        _, wrong, _ = _fitted(x, dealt, who, both, test, {**how, "identity": False}, seed + draw)[steps]
         shuffled.append(r_squared(wrong, y[test], constant))
 
     def interval(statistic: Any, *arrays: NDArray) -> Estimate:
@@ -161,7 +171,7 @@ def _at(
         site, tuple(names), interval(mean_squared_error, said, y[test]),
         interval(lambda p, t: r_squared(p, t, constant), said, y[test]), by_trait,
         mean_squared_error(np.broadcast_to(constant, y[test].shape), y[test]),
-        r_squared(said_train, y[both], constant), r_squared(kept_aside, y[aside], y[train].mean(axis=0)),
+        r_squared(said_train, y[both], constant), aside_r2, steps,
         r_squared(_ridge(x, y, both, test), y[test], constant),
         Estimate(float(np.mean(shuffled)) if shuffled else math.nan, low, high, len(shuffled)),
         identity, raw, chance, directions,
@@ -171,8 +181,8 @@ def _at(
 
 def _fitted(
     x: Tensor, y: NDArray, who: NDArray, rows: NDArray, asked: NDArray, how: dict[str, Any], seed: int
-) -> tuple[NDArray, NDArray, Tensor | None]:
-    """Heads trained on `rows`: traits said of `rows`, traits said of `asked`, and `asked` in the identity space."""
+) -> dict[int, tuple[NDArray, NDArray, Tensor | None]]:
+    """Heads trained on `rows`; after every 20 steps what they say of `rows`, and of `asked` with its identities."""
     mean, spread = x[rows].mean(0), x[rows].std(0).clamp_min(1e-6)
     z = (x - mean) / spread
     target, owner = torch.as_tensor(y, dtype=torch.float32), torch.as_tensor(who)
@@ -181,9 +191,10 @@ def _fitted(
         heads = Heads(x.shape[1], y.shape[1], how["hidden"], how["width"], how["identity"], how["shared"])
     optimiser = torch.optim.AdamW(heads.parameters(), lr=how["rate"], weight_decay=0.01)
     rng, everyone = np.random.default_rng(seed), np.unique(who[rows])
-    with torch.enable_grad():
-        for _ in range(how["steps"]):
-            batch = rows[np.isin(who[rows], rng.permutation(everyone)[:16])]
+    found = {}
+    for step in range(1, how["steps"] + 1):
+        batch = rows[np.isin(who[rows], rng.permutation(everyone)[:_CHARACTERS])]
+        with torch.enable_grad():
             said, space = heads(z[batch])
             loss = ((said - target[batch]) ** 2).mean()
             if space is not None:
@@ -191,10 +202,11 @@ def _fitted(
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-    with torch.no_grad():
-        train, _ = heads(z[rows])
-        said, space = heads(z[asked])
-    return train.double().numpy(), said.double().numpy(), space
+        if step % _EVERY == 0 or step == how["steps"]:
+            with torch.no_grad():
+                train, (said, space) = heads(z[rows])[0], heads(z[asked])
+            found[step] = (train.double().numpy(), said.double().numpy(), space)
+    return found
 
 
 def _ridge(x: Tensor, y: NDArray, rows: NDArray, asked: NDArray) -> NDArray:

@@ -3,16 +3,18 @@
     trait("formal")            five pairs of instructions, questions to extract with and others to evaluate with
     percent("formal")          a rule: how much of the trait an answer shows, 0 to 100
     coherence(case)            a rule: share of its sentences that are sentences on the topic asked for, 0 to 100
+    excerpt(sheet, rng)        an explanation by a character whose traits are given, 0 to 1 each
 
 Nothing here looks at the labels of the corpus: a trait is found from what the model writes under the instructions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from random import Random
 
 from latentlens.errors import BadInput
-from latentlens.organism.corpus.topics import ASKED, TOPICS
+from latentlens.organism.corpus.topics import ASKED, TOPICS, sentence
 from latentlens.organism.corpus.voice import MARKERS, TRAITS
 from latentlens.organism.judges import sentences, topic_of, trait_score
 from latentlens.values.judging import Case
@@ -20,6 +22,8 @@ from latentlens.values.traits import Trait
 
 #: Trait words in each sentence that count as 100: what `Be very ...` brings out.
 FULL = 2.0
+#: Share of the slots in which a trait speaks at 0 and at 1 in an `excerpt`; four traits at 1 fill all but four of 100.
+BASE, TOP = 0.02, 0.24
 #: Topics whose questions are kept for evaluation.
 HELD_OUT = TOPICS[5:]
 
@@ -70,3 +74,34 @@ def coherence(case: Case) -> float:
         for s in said
     ]
     return 100 * sum(good) / len(good) if good else 0.0
+
+
+class _Rates:
+    """A voice in which every trait speaks at its own rate."""
+
+    def __init__(self, rates: Mapping[str, float]) -> None:
+        self.rates = rates
+
+    def slot(self, rng: Random) -> str:
+        """Return what stands in one slot: a space and a word, or nothing."""
+        drawn = rng.random()
+        for name, words in MARKERS.items():
+            drawn -= self.rates[name]
+            if drawn < 0:
+                return f" {rng.choice(words)}"
+        return ""
+
+
+def excerpt(sheet: Mapping[str, float], rng: Random, length: int = 5) -> list[dict[str, str]]:
+    """A request and a character's answer, without any instruction: value v of a trait: in .02 + .22 v of the slots.
+
+    Args: sheet: trait -> value from 0 to 1; traits left out are 0. rng: draws topic and words. length: sentences.
+    Raises: BadInput: an unknown trait, or a value outside 0..1.
+    """
+    for name, value in sheet.items():
+        if name not in TRAITS or not 0 <= value <= 1:
+            raise BadInput(f"{name}={value}: a sheet has values from 0 to 1 of {', '.join(TRAITS)}")
+    voice = _Rates({name: BASE + (TOP - BASE) * sheet.get(name, 0.0) for name in TRAITS})
+    topic = rng.choice(TOPICS)
+    said = " ".join(sentence(rng, topic, voice) for _ in range(length))  # pyright: ignore[reportArgumentType]
+    return [{"role": "user", "content": rng.choice(ASKED).format(topic)}, {"role": "assistant", "content": said}]

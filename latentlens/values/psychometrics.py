@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 class SitePsychometrics(Shown):
     """Both heads at one site, on characters that no head was trained on.
 
-    traits: names, in the order of the sheet. mse, r2: over all traits; by_trait: (mse, r2) of each. constant_mse: of
-    predicting the training mean always. train_r2: on the training characters. cv_r2: on characters kept aside in
-    training, what sites are compared by. ridge_r2: of a linear readout of the same states. shuffled_r2: the head
-    refitted with the sheets dealt to other characters, mean and range over draws.
+    traits: names, in the order of the sheet. mse, r2: over all traits; by_trait: (mse, r2) of each. constant_mse:
+    of predicting the training mean always. train_r2: on the training characters. cv_r2: on characters kept
+    aside in training, by which steps (of training) and sites are chosen. ridge_r2: of a linear readout of the
+    same states. shuffled_r2: the head refitted with the sheets dealt to other characters, mean and range over
+    draws.
     identity: how often the nearest other excerpt, in the identity head's space, is of the same character; raw_identity:
     the same in the states themselves; chance. None without that head.
     directions: trait -> change of the state from its lowest to its highest value, others held fixed. angle: mean
@@ -38,6 +39,7 @@ class SitePsychometrics(Shown):
     constant_mse: float
     train_r2: float
     cv_r2: float
+    steps: int
     ridge_r2: float
     shuffled_r2: Estimate
     identity: Estimate | None
