@@ -46,7 +46,7 @@ def main(
     ] = "formal,hostile",
     coefs: Annotated[str, typer.Option(help="strengths of the sweep, in mean lengths of the trait vectors")] = "2,4,6",
     seed: int = 0,
-    folder: Annotated[Path, typer.Option(help="excerpts and report; resumed from")] = Path("soul_engine"),
+    folder: Annotated[Path, typer.Option(help="excerpts and report; resumed from")] = Path("runs/soul_engine"),
 ) -> None:
     """Collect excerpts, train the heads, steer with a sheet; write a page."""
     torch.set_num_threads(1)
