@@ -89,7 +89,7 @@ def page(lab):
     with sync_playwright() as tools:
         browser = tools.chromium.launch(executable_path=BROWSER, args=[f"--{switch}" for switch in SWITCHES.split()])
         shown = browser.new_page(viewport={"width": 1300, "height": 1300})
-        shown.set_default_timeout(120_000)
+        shown.set_default_timeout(300_000)
         shown.goto(lab)
         shown.click(".jp-CodeCell .cm-content")
         shown.keyboard.press("Shift+Enter")

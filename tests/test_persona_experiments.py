@@ -34,12 +34,12 @@ def run(name, *options, cwd, **env):
         (
             "persona_training",
             ["--rows", 24, "--steps", 4, "--strengths", "3", "--coefs", "3"],
-            ["+3 the vector", "screening"],
+            ["100% formal, +3", "screening"],
         ),
         ("assistant_axis", ["--samples", 1, "--turns", 2], ["cap on the role", "AUROC"]),
         (
             "soul_engine",
-            ["--characters", 14, "--each", 3, "--excerpts", 3, "--joined", 2, "--coefs", "3"],
+            ["--characters", 14, "--each", 3, "--excerpts", 3, "--joined", 2, "--coefs", "1"],
             ["identity", "alone"],
         ),
     ],
