@@ -27,7 +27,7 @@ from latentlens.errors import BadInput
 from latentlens.maths.attribution import Rule, nodes
 from latentlens.values.alignment import alignments
 from latentlens.values.interventions import Intervention
-from latentlens.values.mediation import Mediation, Method, Mode, Patched
+from latentlens.values.mediation import Mediation, Method, Mode, Patched, check_how
 from latentlens.values.mediators import Mediator, attributed, decoded_change, shares
 from latentlens.values.replacements import AddAt
 from latentlens.values.rows import TokenRow
@@ -89,8 +89,7 @@ def patch(
         al. (arXiv 2310.10348). Integrated gradients on a site: Marks et al. (arXiv 2403.19647).
     """
     wanted = joints(lm, mediators)
-    if mode not in ("denoising", "noising") or method not in ("patching", "attribution", "integrated gradients"):
-        Patched(np.zeros(1), np.zeros(1), np.zeros((1, 1)), ("",), mode=mode, method=method)  # says what is allowed
+    check_how(mode, method)
     if direct and method != "patching":
         raise BadInput(f"direct effects need patching: {method} estimates indirect effects only")
     one, two = lm.tokens(clean), lm.tokens(corrupt)

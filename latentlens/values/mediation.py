@@ -32,6 +32,13 @@ Method = Literal["patching", "attribution", "integrated gradients"]
 _LEAST = 0.1  # of the median |total effect|
 
 
+def check_how(mode: str, method: str) -> None:
+    """Refuse other modes and methods. Raises: BadInput."""
+    for name, value, allowed in (("mode", mode, get_args(Mode)), ("method", method, get_args(Method))):
+        if value not in allowed:
+            raise BadInput(f"{name}={value!r}: allowed are {', '.join(allowed)}")
+
+
 @dataclass(frozen=True, eq=False)
 class Patched(Shown):
     """The metric of every run. n items, k mediators.
@@ -63,9 +70,7 @@ class Patched(Shown):
 
     def __post_init__(self) -> None:
         """Take any arrays, and check that they belong together."""
-        if self.mode not in get_args(Mode) or self.method not in get_args(Method):
-            allowed = f"{', '.join(get_args(Mode))}; {', '.join(get_args(Method))}"
-            raise BadInput(f"mode={self.mode!r}, method={self.method!r}: allowed are {allowed}")
+        check_how(self.mode, self.method)
         tables = ("patched", "reversed", "unrelated", "random")
         for name in ("base", "source", *tables):
             value = getattr(self, name)
