@@ -79,7 +79,7 @@ def test_patches_equal_hooks_written_by_hand(name):
                 assert runs.patched[i, j] == pytest.approx(expected, abs=2e-4), (mode, runs.names[j])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, "OPT", "Falcon"])  # flattened tensors; parts added in place
 def test_patching_everything_is_the_total_effect_and_patching_nothing_is_none(name):
     lm = loaded(name)
     last = lm.layout.n_blocks - 1
@@ -223,7 +223,7 @@ def test_patching_along_a_direction_sets_the_coordinate_and_nothing_else():
 # -- gradients -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, "OPT", "Falcon"])
 def test_attribution_equals_finite_differences_on_small_changes(name):
     lm = loaded(name)
     lm.model.double()
