@@ -69,7 +69,7 @@ def main(
     parts = {
         "unsteered answers": asked * samples, "thresholds": 2 * n * few * rounds, "ablation": 2 * n * each * 13,
         "dose and sufficiency": 9 * some + asked * samples * 18, "strengths": 8 * some,
-        "meta-prompts": (2 + 2 * len(study.task.meta)) * some, "new prompts": n * few * rounds + 4 * n * few,
+        "meta-prompts": 2 * (2 + 2 * len(study.task.meta)) * some, "new prompts": n * few * rounds + 4 * n * few,
         "tuned models": (3 if quick else 5) * (210 if quick else 1000) if tune else 0,
     }  # fmt: skip
     show = Journal()
@@ -117,15 +117,20 @@ def main(
     size = {"n_latents": 12, "per_latent": 5} if quick else {"n_latents": 25, "per_latent": 10}
     curve = boosts.curve(study, core.sampled, core.limits(headline), headline, seed=seed, **size)
     show.table("Strengths around the thresholds", [p.line() for p in curve], figure=figures.boost_curve(curve))
-    meta, changes, _ = meta_prompts.compare(study, trials[:some], headline)
-    picture = figures.resistance_conditions(meta, "What does a meta-prompt change?")
-    show.table("Meta-prompts", [r.line() for r in meta], "strengths as without a meta-prompt", figure=picture)
-    show.table("Meta-prompts, paired changes", [c.line() for c in changes])
+    meta = {}
+    for schedule in SCHEDULES:
+        meta[schedule], changes, _ = meta_prompts.compare(study, runs[schedule][0][:some], schedule)
+        picture = figures.resistance_conditions(
+            meta[schedule], f"What does a meta-prompt change? ({schedule} steering)"
+        )
+        note = "strengths as without a meta-prompt"
+        show.table(f"Meta-prompts, {schedule} steering", [r.line() for r in meta[schedule]], note, figure=picture)
+        show.table(f"Meta-prompts, {schedule} steering, paired changes", [c.line() for c in changes])
 
     # latents around corrections, judges, saying so against doing better (8, 3, 10)
+    helped = max(SCHEDULES, key=lambda s: runs[s][2][1].resisted.value)  # where most corrections made it better
     labelled = {"labels of starting over": them} if (them := corrections.backtracking(study.labels)) else {}
     read = {"detectors": chosen.latents, **beside, **labelled}
-    helped = max(SCHEDULES, key=lambda s: runs[s][2][1].resisted.value)  # where most corrections made it better
     try:
         around = corrections.around(study, runs[helped][1]["steered"], baseline, read)
         note = f"{around.episodes} answers under {helped} steering, {around.baseline} unsteered, read without steering"
@@ -154,25 +159,27 @@ def main(
     if tune:
         training = {"epochs": 2 if quick else 4, "lr": 2e-4 if model else 5e-4, "lora": Lora() if model else None}
         less = {"n_latents": 10, "rounds": 5, "shares": (0.5,)} if quick else {"n_latents": 20, "rounds": 8}
-        taught = inducing.by_share(core, headline, unlearn=not model, per_latent=few, **less, **training)
-        show.table("Corrections taught", [i.line() for i in taught], figure=figures.induced_correction(taught))
-    compared = published.beside({s: runs[s][2] for s in SCHEDULES}, meta, headline)
+        taught = inducing.by_share(core, helped, unlearn=not model, per_latent=few, **less, **training)
+        note, picture = f"{helped} steering, thresholds found anew on every model", figures.induced_correction(taught)
+        show.table("Corrections taught", [i.line() for i in taught], note, figure=picture)
+    compared = published.beside({s: [*runs[s][2], *meta[s]] for s in SCHEDULES})
     show.table("Beside the published run", compared, published.CAUTION)
-    of = {r.condition: r.multi for r in rates}
+    found = {}
+    for schedule in (headline, *(s for s in SCHEDULES if s != headline)):
+        of, tests = {r.condition: r.multi for r in runs[schedule][2]}, runs[schedule][3]
+        pooled = next((t for t in tests if t.first == "steered" and t.second.startswith("matched random")), tests[0])
+        found |= {
+            f"{schedule} steering: multi-attempt": of["steered"],
+            f"{schedule}: change, detectors ablated (McNemar p {tests[0].p:.2g})": tests[0].change,
+            f"{schedule}: change, {pooled.second}": pooled.change,
+        }
     show.write(
         folder / "esr.html",
         title="Endogenous steering resistance",
         question="Does a model that is steered off topic notice, start over, and which latents carry that?",
         method=published.METHOD,
         sources=[published.SOURCE],
-        highlights={
-            "multi-attempt, unsteered": of["unsteered"],
-            f"multi-attempt, {headline} steering": of["steered"],
-            "the same, detectors ablated": of["detectors ablated"],
-            "change with detectors ablated": tests[0].change,
-            **{f"change with {t.second}": t.change for t in tests if t.first == "steered" and "sets" in t.second},
-            "McNemar p, detectors ablated": f"{tests[0].p:.2g}",
-        },
+        highlights={"multi-attempt, unsteered": rates[0].multi, **found},
         manifest=ll.manifest(
             study.lm, seed=seed, headline=headline, sae=study.sae.fingerprint[:16], hook=str(study.hook),
             readout=str(study.reading.site), judge=study.task.judge.name,

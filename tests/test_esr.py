@@ -133,8 +133,8 @@ def test_the_published_differences_have_the_published_z(p1, n1, p2, n2, z, p):
 
 def test_the_published_table_stands_beside_ones_own():
     own = [esr.rates(answers([[10, 60], [10]], name)) for name in ("steered", "unsteered", "matched 1 ablated")]
-    meta = [esr.rates(answers([[10, 60], [10]], "self_monitor"))]
-    frame = published.beside({"persistent": own, "transient": []}, meta, "persistent")
+    own.append(esr.rates(answers([[10, 60], [10]], "self_monitor")))
+    frame = published.beside({"persistent": own, "transient": []})
     assert frame["multi"].tolist() == [0.074, 0.055, 0.079, 0.317, 0.0]
     filled = [e is not None for e in frame["persistent: multi"]]
     assert filled == [True, False, True, True, True]

@@ -62,12 +62,10 @@ CAUTION = (
 )
 
 
-def beside(
-    own: Mapping[str, Sequence[EsrRates]], meta: Sequence[EsrRates] = (), headline: str = "persistent"
-) -> pd.DataFrame:
+def beside(own: Mapping[str, Sequence[EsrRates]]) -> pd.DataFrame:
     """Published rates and one's own, one row a published condition.
 
-    Args: own: schedule -> rates of its conditions. meta: rates with meta-prompts, under the schedule `headline`.
+    Args: own: schedule -> rates of its conditions, those with meta-prompts included.
     """
     import pandas as pd
 
@@ -75,7 +73,7 @@ def beside(
     for name, (title, n, first, multi, resisted) in TABLE.items():
         line: dict[str, Any] = {"condition": title, "published n": n, "first": first, "multi": multi, "ESR": resisted}
         for schedule, rates in own.items():
-            found = _matching(name, [*rates, *(meta if schedule == headline else ())])
+            found = _matching(name, rates)
             line[f"{schedule}: first"] = found.first if found else None
             line[f"{schedule}: multi"] = found.multi if found else None
             line[f"{schedule}: ESR"] = found.resisted if found else None
