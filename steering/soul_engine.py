@@ -142,7 +142,7 @@ def main(
         folder / "soul_engine.html",
         title="Soul engine",
         question="Can a character's sheet be read off a frozen model, and does the sheet steer it?",
-        highlights={"R2, excerpts from rates": best["from rates"].r2, "identity": best["from rates"].identity}
+        highlights={"R2, prompted excerpts": best["prompted"].r2, "R2, from rates, linear": best["from rates"].ridge_r2}
         | {f"sheet by {name}, above random": d.above_random[-1] for name, d in doses.items()},
         sections=[
             ll.Section("Heads on characters they never saw", [ll.Captioned(heads, note)]),

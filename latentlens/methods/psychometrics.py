@@ -172,7 +172,7 @@ def _at(
         interval(lambda p, t: r_squared(p, t, constant), said, y[test]), by_trait,
         mean_squared_error(np.broadcast_to(constant, y[test].shape), y[test]),
         r_squared(said_train, y[both], constant), aside_r2, steps,
-        r_squared(_ridge(x, y, both, test), y[test], constant),
+        interval(lambda p, t: r_squared(p, t, constant), _ridge(x, y, both, test), y[test]),
         Estimate(float(np.mean(shuffled)) if shuffled else math.nan, low, high, len(shuffled)),
         identity, raw, chance, directions,
         mean_off_diagonal(vectors) if len(vectors) > 1 else math.nan, chance_cosine(x.shape[1]),

@@ -40,7 +40,7 @@ class SitePsychometrics(Shown):
     train_r2: float
     cv_r2: float
     steps: int
-    ridge_r2: float
+    ridge_r2: Estimate
     shuffled_r2: Estimate
     identity: Estimate | None
     raw_identity: Estimate | None
