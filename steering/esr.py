@@ -100,8 +100,8 @@ def main(
         picture = figures.resistance_conditions(rates, f"Does it start over, and does it help? ({schedule} steering)")
         show.table(f"Conditions, {schedule} steering", [r.line() for r in rates], note, figure=picture)
         show.table(f"Paired tests, {schedule} steering", [t.line() for t in tests])
-        every = pd.concat([r.to_frame() for r in rates], ignore_index=True)
-        show.table(f"All metrics and kinds of interval, {schedule} steering", every, quiet=True)
+        texts = esr.side_by_side(answers["steered"], answers["detectors ablated"])
+        show.table(f"Some answers, {schedule} steering", texts, "those with several attempts first", quiet=True)
     lasting = runs["persistent"][2][1].multi
     headline = "persistent" if lasting.low > CLEAR else "transient"
     trials, answers, rates, tests = runs[headline]
@@ -120,10 +120,8 @@ def main(
     meta = {}
     for schedule in SCHEDULES:
         meta[schedule], changes, _ = meta_prompts.compare(study, runs[schedule][0][:some], schedule)
-        picture = figures.resistance_conditions(
-            meta[schedule], f"What does a meta-prompt change? ({schedule} steering)"
-        )
-        note = "strengths as without a meta-prompt"
+        title, note = f"What does a meta-prompt change? ({schedule} steering)", "strengths as without a meta-prompt"
+        picture = figures.resistance_conditions(meta[schedule], title)
         show.table(f"Meta-prompts, {schedule} steering", [r.line() for r in meta[schedule]], note, figure=picture)
         show.table(f"Meta-prompts, {schedule} steering, paired changes", [c.line() for c in changes])
 
@@ -138,14 +136,12 @@ def main(
         show.table("Latents around corrections", [t.line() for t in around.tests], note, figure=picture)
     except ll.errors.TooFewExamples as error:
         show.say(f"Latents around corrections: {error}.")
-    others = study.task.other_judges
-    views = {
-        s: {study.task.judge.name: runs[s][1]["steered"]}
-        | {judge.name: study.regraded(runs[s][1]["steered"], judge) for judge in others}
-        for s in SCHEDULES
-    }
-    if others:
-        same = {s: esr.agreement(views[s]).assign(steering=s) for s in SCHEDULES}
+    same = {}
+    for schedule in SCHEDULES if study.task.other_judges else ():
+        given = runs[schedule][1]["steered"]
+        views = {judge.name: study.regraded(given, judge) for judge in study.task.other_judges}
+        same[schedule] = esr.agreement({study.task.judge.name: given, **views}).assign(steering=schedule)
+    if same:
         picture = figures.judge_agreement(same[headline])
         show.table("Agreement of judges", pd.concat(same.values(), ignore_index=True), figure=picture)
     held = detection.held_out(core, headline, per_latent=few)
@@ -165,6 +161,10 @@ def main(
     compared = published.beside({s: [*runs[s][2], *meta[s]] for s in SCHEDULES})
     show.table("Beside the published run", compared, published.CAUTION)
     found = {}
+    for schedule in SCHEDULES:
+        title = f"All metrics, {schedule} steering"
+        note = "intervals: Wald's, Wilson's, whole latents drawn, whole prompts drawn"
+        show.table(title, [line for r in runs[schedule][2] for line in r.lines()], note, quiet=True)
     for schedule in (headline, *(s for s in SCHEDULES if s != headline)):
         of, tests = {r.condition: r.multi for r in runs[schedule][2]}, runs[schedule][3]
         pooled = next((t for t in tests if t.first == "steered" and t.second.startswith("matched random")), tests[0])

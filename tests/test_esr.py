@@ -29,6 +29,10 @@ def test_the_metrics_of_five_trials_are_those_worked_out_by_hand():
     assert found.first.value == 22.5
     wald = found.intervals["resisted"]["wald"]
     assert (wald.high - wald.low) / (2 * 1.959964) == pytest.approx(0.25)
+    lines = {line["metric"]: line for line in found.lines()}
+    assert (lines["multi"]["value"], lines["multi"]["n"]) == (0.75, 4)
+    assert lines["resisted"]["wald"] is wald
+    assert lines["first"]["wilson"] is None
     assert found.intervals["first"]["wald"].high - 22.5 == pytest.approx(1.959964 * np.std([30, 0, 50, 10], ddof=1) / 2)
 
 
@@ -141,6 +145,17 @@ def test_the_published_table_stands_beside_ones_own():
     assert not any(e is not None for e in frame["transient: multi"])
     tests = published.tests()
     assert tests[tests.rate == "multi-attempt"]["z"].round(1).tolist() == [-3.8, 1.1, -5.6]
+
+
+def test_texts_stand_side_by_side_with_their_scores():
+    plain = answers([[10], [10, 60]], "steered", texts=["A.", "B. Wait, no. C."])
+    off = answers([[12], [10]], "ablated", texts=["D.", "E."])
+    frame = esr.side_by_side(plain, off, k=1)
+    assert frame["steered"].tolist() == ["B. Wait, no. C."]
+    assert frame["steered, scores"].tolist() == ["10, 60"]
+    assert frame["ablated"].tolist() == ["E."]
+    with pytest.raises(BadInput, match="same trials"):
+        esr.side_by_side(plain, answers([[1]]))
 
 
 def test_agreement_of_judges():

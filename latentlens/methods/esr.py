@@ -5,6 +5,7 @@ paired(plain, ablated, "multi")    the same trials in two conditions: clustered 
 clustered_share(yes, groups)       a share whose rows repeat
 boost_levels(thresholds)           strengths around the thresholds, in their standard deviations
 agreement({"rule": a, "model": b}) how far judges of the same answers agree
+side_by_side(plain, ablated)       what was written, trial by trial
 """
 
 from __future__ import annotations
@@ -216,6 +217,26 @@ def agreement(judged: Mapping[str, Answers], *, n_boot: int = 500, seed: int = 0
         ):
             line[title] = _estimate(statistic, x[keep], y[keep], a.latents[keep], n_boot, seed)
         line["both say several"] = int(several.sum())
+        rows.append(line)
+    return pd.DataFrame(rows)
+
+
+def side_by_side(first: Answers, second: Answers, k: int = 6) -> pd.DataFrame:
+    """Texts of the same trials in two conditions, those with several attempts in the first before the others.
+
+    Columns: prompt, latent, scores and text in either condition. Raises: BadInput: other trials.
+    """
+    import pandas as pd
+
+    if _replayed(first) != _replayed(second):
+        raise BadInput("texts side by side are those of the same trials in two conditions")
+    order = np.argsort(-np.nan_to_num(first.outcome("multi")), kind="stable")[:k]
+    rows = []
+    for i in order.tolist():
+        line: dict[str, Any] = {"prompt": first.prompts[i], "latent": first.trials[i].latent}
+        for one in (first, second):
+            line[f"{one.condition}, scores"] = ", ".join(f"{s:.0f}" for s in one.scores[i])
+            line[one.condition] = one.texts[i]
         rows.append(line)
     return pd.DataFrame(rows)
 

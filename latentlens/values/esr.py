@@ -228,6 +228,16 @@ class EsrRates(Shown):
             "improved, of multi": None if math.isnan(self.improved.value) else self.improved,
         }
 
+    def lines(self) -> list[dict[str, Any]]:
+        """One row a metric: its value, and every kind of interval beside the others."""
+        rows = []
+        for metric in METRICS:
+            kinds = self.intervals.get(metric, {})
+            shown = {kind: kinds[kind] if kind in kinds and kinds[kind].n else None for kind in _KINDS}
+            value: Estimate = getattr(self, metric)
+            rows.append({"condition": self.condition, "metric": metric, "value": value.value, "n": value.n, **shown})
+        return rows
+
     def to_frame(self) -> pd.DataFrame:
         """One row a metric and kind of interval: condition, metric, interval, value, low, high, n."""
         import pandas as pd
@@ -247,6 +257,7 @@ class EsrRates(Shown):
 
 
 METRICS = ("first", "multi", "resisted", "improved", "gain", "degraded")
+_KINDS = ("wald", "wilson", "latent", "prompt")
 
 
 @dataclass(frozen=True)
