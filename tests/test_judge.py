@@ -236,8 +236,8 @@ def test_a_local_writer_answers_chats(organism):
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "json"])
 def test_labels_of_people_are_a_judge(tmp_path, kind):
     lines = [
-        {"prompt": "how are you", "response": "fine, thanks\nbye", "about": "calm", "score": 80},
-        {"prompt": "how are you", "response": "fine, thanks\nbye", "about": "calm", "score": 60},
+        {"prompt": "how are you", "response": "fine, thanks\nbye\u2028now", "about": "calm", "score": 80},
+        {"prompt": "how are you", "response": "fine, thanks\nbye\u2028now", "about": "calm", "score": 60},
         {"prompt": "how are you", "response": "whatever", "about": "calm", "score": ""},
     ]
     path = tmp_path / f"labels.{kind}"
@@ -246,9 +246,10 @@ def test_labels_of_people_are_a_judge(tmp_path, kind):
 
         pd.DataFrame(lines).to_csv(path, index=False)
     else:
-        path.write_text("\n".join(map(json.dumps, lines)) if kind == "jsonl" else json.dumps(lines))
+        plain = [json.dumps(line, ensure_ascii=False) for line in lines]
+        path.write_text("\n".join(plain) if kind == "jsonl" else f"[{', '.join(plain)}]")
     judge = LabelledJudge(path)
-    said = judge.scores([Case("how are you", "fine, thanks\nbye", "calm"), *CASES[1:]])
+    said = judge.scores([Case("how are you", "fine, thanks\nbye\u2028now", "calm"), *CASES[1:]])
     assert [s.value for s in said] == [70.0, None, None]
     assert "no label" in said[1].reason
     assert len(judge.cases) == 2

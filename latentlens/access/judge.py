@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -224,11 +225,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"labels {path} cannot be read: {error}") from None
     if path.suffix == ".csv":
-        return list(csv.DictReader(text.splitlines(keepends=True)))
+        return list(csv.DictReader(io.StringIO(text, newline="")))
     if path.suffix not in (".jsonl", ".json"):
         raise BadInput(f"labels in {path.name}: give a .csv with a header or a .jsonl with one object a line")
     try:
-        listed = json.loads(text) if path.suffix == ".json" else [json.loads(n) for n in text.splitlines() if n.strip()]
+        listed = json.loads(text) if path.suffix == ".json" else [json.loads(n) for n in text.split("\n") if n.strip()]
     except json.JSONDecodeError as error:
         raise BadInput(f"labels {path}: not JSON ({error})") from None
     if not isinstance(listed, list) or not all(isinstance(line, dict) for line in listed):
