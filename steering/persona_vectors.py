@@ -27,10 +27,10 @@ from latentlens.values.judging import COHERENCE_RUBRIC, TRAIT_RUBRIC
 from latentlens.views.terminal import print_table
 
 
-def own_traits():
-    """The embedded model's traits, judged by rules."""
-    judges = {name: ll.RuleJudge(personas.percent(name), f"{name} words") for name in TRAITS}
-    return {name: personas.trait(name) for name in TRAITS}, judges, ll.RuleJudge(personas.coherence, "on the topic")
+def own_traits(names: list[str]):
+    """Traits of the embedded model, judged by rules."""
+    judges = {name: ll.RuleJudge(personas.percent(name), f"{name} words") for name in names}
+    return {name: personas.trait(name) for name in names}, judges, ll.RuleJudge(personas.coherence, "on the topic")
 
 
 def given_traits(files: list[Path], lm: ll.LensModel, judge: str, url: str, budget: int):
@@ -54,6 +54,7 @@ def states(lm: ll.LensModel, contrast):
 
 def main(
     model: Annotated[str, typer.Option(help="hub id or folder; the embedded model by default")] = "",
+    only: Annotated[str, typer.Option(help="which traits of the embedded model")] = ",".join(TRAITS),
     traits: Annotated[list[Path] | None, typer.Option(help="trait files, for another model")] = None,
     judge: Annotated[str, typer.Option(help="judging model, for another model; itself by default")] = "",
     judge_url: Annotated[str, typer.Option(help="OpenAI-compatible server of the judge; key in OPENAI_API_KEY")] = "",
@@ -70,7 +71,9 @@ def main(
     """Extract, place, steer with and monitor the vector of every trait; write a page."""
     torch.set_num_threads(1)
     lm = ll.load(model or None, cache=ll.ActivationCache(folder / "cache"))
-    wanted, judges, fluent = given_traits(traits or [], lm, judge, judge_url, budget) if model else own_traits()
+    wanted, judges, fluent = (
+        given_traits(traits or [], lm, judge, judge_url, budget) if model else own_traits(only.split(","))
+    )
     how = {"max_new_tokens": length, "temperature": 1.0, "folder": folder}
     vectors, choices, separations, answers, monitors, doses, counts = {}, {}, {}, {}, {}, {}, []
     for name, trait in wanted.items():

@@ -30,7 +30,11 @@ def run(name, *options, cwd, **env):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("persona_vectors", ["--samples", 1, "--coefs", "3"], ["TraitDoses(hostile", "rises at every", "above random"]),
+        (
+            "persona_vectors",
+            ["--only", "formal,hostile", "--samples", 1, "--coefs", "3"],
+            ["TraitDoses(hostile", "rises at every", "above random"],
+        ),
         (
             "persona_training",
             ["--rows", 24, "--steps", 4, "--strengths", "3", "--coefs", "3"],
