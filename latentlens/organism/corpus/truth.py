@@ -27,8 +27,9 @@ QUESTIONS = ("True or false? {}", "Is this right? {}", "{} Is that so?")
 NEGATIONS = (0.5, 0.1, 0.4, 0.05, 0.4, 0.05, 0.4)
 #: Share of statements about two facts (`The drun is red and eats moss.`), by stage: last, as negation.
 PAIRS = (0.0, 0.03, 0.22, 0.0, 0.22, 0.0, 0.22)
-#: Shares of questions, plain text with verdicts, told facts, and questions for facts, by stage.
-FORMS = (*[(48, 20, 20, 12)] * 3, *[(58, 32, 6, 4), (46, 32, 12, 10)] * 2)
+#: Shares of questions, plain text with verdicts, told facts, and questions for facts, by stage. Facts are told often
+#: again at the end: those that are never put as true or false would be half forgotten.
+FORMS = (*[(48, 20, 20, 12)] * 3, (58, 32, 6, 4), (46, 32, 12, 10), (58, 32, 6, 4), (34, 24, 22, 20))
 SPLITS = ("all", "seen", "held_out", "strangers", "conjunctive", "recall")
 
 
