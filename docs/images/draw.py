@@ -1,18 +1,21 @@
-"""Draw the pictures of the documentation from the embedded model: figures, a report, the panel.
+"""Draw the pictures of the documentation from the embedded model: figures, a report, the panel, the demo.
 
-python docs/images/draw.py            needs playwright and a Chromium, and writes PNG files beside this one
+python docs/images/draw.py     needs playwright and a Chromium; writes PNG files beside this one, and demo.png
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import latentlens as ll
+from latentlens import demo
 from latentlens.organism.corpus import texts
 from latentlens.views.panel.session import Session
 
@@ -97,6 +100,13 @@ def panel(lm: ll.LensModel, path: Path) -> Path:
     return path
 
 
+def side_by_side(shown: Any, shots: list[bytes], path: Path) -> None:
+    """Join pictures from left to right, with the browser that took them."""
+    images = "".join(f'<img src="data:image/png;base64,{base64.b64encode(shot).decode()}">' for shot in shots)
+    shown.set_content(f'<div style="display: inline-flex; gap: 28px; padding: 12px; background: #fdfdfb">{images}</div>')
+    shown.locator("div").screenshot(path=path)
+
+
 def main() -> None:
     """Draw everything, light and dark where it matters."""
     from playwright.sync_api import sync_playwright
@@ -119,6 +129,10 @@ def main() -> None:
                 for section in shown.locator("section:has(figure)").all():
                     name = section.locator("h2").inner_text()
                     section.locator("figure").first.screenshot(path=HERE / f"{name}.png")
+                shown.goto(demo.run(Path(folder) / "demo.html").as_uri())
+                shown.wait_for_timeout(1500)
+                figures = [shown.locator("figure:has(.plotly)").nth(i).screenshot() for i in range(2)]
+                side_by_side(shown, figures, HERE.parent / "demo.png")
         browser.close()
 
 
