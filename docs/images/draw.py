@@ -103,7 +103,8 @@ def panel(lm: ll.LensModel, path: Path) -> Path:
 def side_by_side(shown: Any, shots: list[bytes], path: Path) -> None:
     """Join pictures from left to right, with the browser that took them."""
     images = "".join(f'<img src="data:image/png;base64,{base64.b64encode(shot).decode()}">' for shot in shots)
-    shown.set_content(f'<div style="display: inline-flex; gap: 28px; padding: 12px; background: #fdfdfb">{images}</div>')
+    style = "display: inline-flex; gap: 28px; padding: 12px; background: #fdfdfb"
+    shown.set_content(f'<div style="{style}">{images}</div>')
     shown.locator("div").screenshot(path=path)
 
 
