@@ -70,6 +70,54 @@ def test_quantised_models_are_read_and_steered(tmp_path, quantization, cosine):
     assert len(lm.generate([[5, 6, 7]], 3, stop_ids=())[0].generated) == 3
 
 
+def odd_llama():
+    """Widths that 4-bit weights are not packed in on a CPU with AVX512-BF16: 96 and 352 inputs, 48 outputs."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=96, intermediate_size=352, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=64,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def fast_4bit(monkeypatch):
+    """A CPU on which bitsandbytes packs 4-bit weights, whatever this one is."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+
+
+def test_4_bit_weights_of_any_width_are_read_on_a_cpu_as_their_dequantised_values_say(tmp_path, fast_4bit):
+    odd_llama().save_pretrained(tmp_path)
+    lm = ll.load(tmp_path, quantization="nf4", tokenizer=tokenizer(), cache=False, dtype="float32")
+    plain = odd_llama()
+    from bitsandbytes.functional import dequantize_4bit
+
+    layers = {name: m for name, m in lm.model.named_modules() if type(m).__name__ == "Linear4bit"}
+    assert {m.in_features for m in layers.values()} == {96, 352}
+    for name, layer in layers.items():
+        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        plain.get_submodule(name).weight.data.copy_(weight)
+    expected = ll.load(plain, cache=False).activations([[5, 6, 7]])
+    found = lm.activations([[5, 6, 7]])
+    for site in expected:
+        torch.testing.assert_close(found.values[site].float(), expected.values[site], atol=2e-3, rtol=2e-3)
+    assert len(lm.generate([[5, 6, 7]], 3, stop_ids=())[0].generated) == 3
+
+
+def test_4_bit_weights_that_a_given_model_cannot_use_here_are_an_error_that_says_what_to_do(tmp_path, fast_4bit):
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    odd_llama().save_pretrained(tmp_path)
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    given = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config, device_map={"": "cpu"})
+    with pytest.raises(
+        BadInput, match=r"q_proj is a 4-bit layer of 96 inputs .* multiples of 64 and 32\. Let latentlens"
+    ):
+        ll.load(given, tokenizer=tokenizer(), cache=False)
+
+
 def test_a_multimodal_class_is_loaded_from_its_folder(tmp_path):
     build("Gemma3-multimodal").save_pretrained(tmp_path / "multi")
     lm = ll.load(tmp_path / "multi", tokenizer=tokenizer(), cache=False)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from latentlens.access.identity import files_digest
+from latentlens.access.quantisation import keep_unpacked, refuse_unpackable
 from latentlens.errors import BadInput, CompiledModel, UnsafeFile
 
 Quantization = Literal["int8", "nf4"] | None
@@ -117,6 +118,7 @@ def _given(model: nn.Module, tokenizer: Any, trust_remote_code: bool, **unused: 
         quantization = "int8"
     elif getattr(model, "is_loaded_in_4bit", False):
         quantization = "nf4"
+        refuse_unpackable(model)
     return Loaded(model, tokenizer, type(model).__name__, None, quantization)
 
 
@@ -149,6 +151,8 @@ def _from_pretrained(
             model = AutoModelForImageTextToText.from_pretrained(where, **kwargs)
     except (OSError, ValueError) as error:
         raise _explained(where, options, error) from error
+    if quantization == "nf4":
+        keep_unpacked(model)
     return model.eval()
 
 

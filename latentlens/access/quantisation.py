@@ -1,6 +1,20 @@
-"""Does bitsandbytes compute on this machine? The one file that imports it; loading goes through transformers."""
+"""bitsandbytes on this machine: does it compute, and which 4-bit layers does its fast path refuse? The one file that
+imports it; loading goes through transformers.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from latentlens.errors import BadInput
+
+#: On CPUs with AVX512-BF16 bitsandbytes repacks a weight (out, in) when it is first used: `in` in blocks of its own
+#: size, `out` in blocks of 32. Another shape is a bare RuntimeError or AssertionError there.
+_ROWS = 32
+_FAST_PATH = "support_avx512bf16_for_cpu"
 
 
 def nf4_fault() -> str | None:
@@ -16,3 +30,40 @@ def nf4_fault() -> str | None:
         return None if layer(states).isfinite().all() else "a 4-bit layer gave values that are not finite"
     except Exception as error:  # whatever a broken build raises is the finding
         return f"{type(error).__name__}: {error}"
+
+
+def keep_unpacked(model: nn.Module) -> None:
+    """Let the 4-bit layers of a model that was loaded here, and that cannot be packed, compute without packing.
+
+    The values are those of the dequantised weights; only the fast path is left out, layer by layer.
+    """
+    for _, layer in _unpackable(model):
+        setattr(layer, _FAST_PATH, False)
+
+
+def refuse_unpackable(model: nn.Module) -> None:
+    """Refuse a model that came as an object and would fail in its first forward pass.
+
+    Raises: BadInput: it has 4-bit layers on a CPU whose shape the fast path of bitsandbytes does not take.
+    """
+    for name, layer in _unpackable(model):
+        raise BadInput(
+            f"{name} is a 4-bit layer of {layer.in_features} inputs and {layer.out_features} outputs on a CPU, where "
+            f"bitsandbytes takes multiples of {layer.weight.quant_state.blocksize} and {_ROWS}. Let latentlens load "
+            'the model (ll.load(folder, quantization="nf4") computes such layers without packing), put it on a GPU, '
+            f"or set {_FAST_PATH} = False on these layers."
+        )
+
+
+def _unpackable(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """4-bit layers on the CPU that would take the fast path, and whose shape it does not take; with their names."""
+    from bitsandbytes.nn.modules import Linear4bit
+
+    for name, layer in model.named_modules():
+        if not isinstance(layer, Linear4bit) or not getattr(layer, _FAST_PATH, False):
+            continue
+        state = getattr(layer.weight, "quant_state", None)
+        if state is None or layer.weight.device.type != "cpu" or getattr(state, "packing_format_for_cpu", False):
+            continue
+        if layer.in_features % state.blocksize or layer.out_features % _ROWS:
+            yield name, layer
