@@ -1,8 +1,8 @@
 """Do intention metrics tell how a model will answer: at once, step by step, or after empty talk?
 
     python probes/intention_collapse.py                                              # the embedded model
-    python probes/intention_collapse.py --model Qwen/Qwen2.5-7B-Instruct --data openai/gsm8k --config main
-    python probes/intention_collapse.py --model MODEL --data allenai/ai2_arc --config ARC-Challenge --columns arc
+    python probes/intention_collapse.py --model Qwen/Qwen2.5-7B-Instruct --data openai/gsm8k --subset main
+    python probes/intention_collapse.py --model MODEL --data allenai/ai2_arc --subset ARC-Challenge --columns arc
     python probes/intention_collapse.py --model MODEL --data questions.jsonl --columns plain
 
 The protocol of Intention Collapse (arXiv 2601.01011): the same problems in three regimes, greedy, no chat template for
@@ -59,7 +59,7 @@ def public(questions):
 def main(
     model: Annotated[str | None, typer.Option(help="hub id or folder; the embedded model by default")] = None,
     data: Annotated[str, typer.Option(help="hub data set or JSON lines file (other models)")] = "openai/gsm8k",
-    config: Annotated[str | None, typer.Option(help="configuration of the data set")] = "main",
+    subset: Annotated[str | None, typer.Option(help="configuration of the data set")] = "main",
     columns: Annotated[str, typer.Option(help="gsm8k, arc, aqua or plain")] = "gsm8k",
     split: Annotated[str, typer.Option(help="split of the data set")] = "test",
     n: Annotated[int, typer.Option(help="problems")] = 300,
@@ -69,7 +69,7 @@ def main(
     """Run the three regimes, print the paper's table with controls, and write a page."""
     torch.set_num_threads(1 if model is None else torch.get_num_threads())
     lm = ll.load(model)
-    asked = [] if model is None else load(data, config, columns=columns, split=split, n=n, seed=seed)
+    asked = [] if model is None else load(data, subset, columns=columns, split=split, n=n, seed=seed)
     plain, alike, budgets, judge = planted(lm, n, seed) if model is None else public(asked)
     last = f"resid_post[-{min(5, lm.layout.n_blocks)}:]"
     right, acts, metric, rows, sizes, others, curves = {}, {}, {}, [], {}, [], {}

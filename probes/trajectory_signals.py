@@ -35,7 +35,7 @@ SIGNAL, STEP = "aligned", 3
 Counts = dict[str, int]
 
 
-def problems(model: str | None, arm: str, data: str, config: str | None, n: int, seed: int):
+def problems(model: str | None, arm: str, data: str, subset: str | None, n: int, seed: int):
     """Prompts, questions, the words that end the reasoning, and how to read an answer."""
     if model is None:
         counts = (5,) if arm == "traces" else (3, 4, 5, 6)  # hurried texts always have five steps
@@ -43,7 +43,7 @@ def problems(model: str | None, arm: str, data: str, config: str | None, n: int,
         ask = [t.prompt()[-1]["content"] + INSTRUCTIONS[arm] for t in drawn]
         chats = [[{"role": "user", "content": words}] for words in ask]
         return chats, [Question(w, str(t.answer)) for w, t in zip(ask, drawn)], " The answer", parsed_answer
-    asked = load(data, config, columns="gsm8k", n=n, seed=seed)
+    asked = load(data, subset, columns="gsm8k", n=n, seed=seed)
     return [prompt(q, "cot") for q in asked], asked, "####", number_in
 
 
@@ -113,7 +113,7 @@ def early(lm, task, runs, seeds, size: int, counts: Counts, seed: int, how):
 def main(
     model: Annotated[str | None, typer.Option(help="hub id or folder; the embedded model by default")] = None,
     data: Annotated[str, typer.Option(help="data set with the columns of GSM8K (other models)")] = "openai/gsm8k",
-    config: Annotated[str | None, typer.Option(help="its configuration")] = "main",
+    subset: Annotated[str | None, typer.Option(help="its configuration")] = "main",
     n: Annotated[int, typer.Option(help="problems")] = 120,
     samples: Annotated[int, typer.Option(help="of each")] = 5,
     size: Annotated[int, typer.Option(help="tokens a segment")] = 8,
@@ -129,7 +129,7 @@ def main(
     for arm in ("steps", "traces") if model is None else ("cot",):
         # At temperature 1 the embedded model's steps are hardly ever wrong.
         how["temperature"] = temperature * (1.5 if arm == "steps" else 1.0)
-        runs = write(lm, problems(model, arm, data, config, n, seed), range(samples), counts, **how)
+        runs = write(lm, problems(model, arm, data, subset, n, seed), range(samples), counts, **how)
         paths, signals = measure(lm, runs, size, counts)
         y, q = runs["right"].to_numpy(), runs["question"].to_numpy()
         solved = len(np.unique(q[y]))
@@ -139,7 +139,7 @@ def main(
         quality = signal_quality.evaluate(signals, y, groups=q, paths=paths, seed=seed)
         common = {"tokens": runs["tokens"], "answers": runs["answer"]}
         chosen = selection.select(signals.oriented(SIGNAL), y, q, **common, seed=seed)
-        task = problems(model, arm, data, config, n, seed + 1)
+        task = problems(model, arm, data, subset, n, seed + 1)
         started, said = early(lm, task, runs, range(samples), size, counts, seed, how)
         note = f"{len(y)} samples of {n} problems, {y.mean():.0%} right; 95% intervals, problems resampled; {lm.name}"
         shown = [note, plots.signal_quality(quality), quality.table()]

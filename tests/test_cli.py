@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from typer.testing import CliRunner
 
@@ -61,9 +63,12 @@ def test_the_demo_writes_its_report_and_its_tables(tmp_path, monkeypatch):
     monkeypatch.setattr("latentlens.demo.N_PROMPTS", 20)
     monkeypatch.setattr("latentlens.demo.N_RANDOM", 2)
     monkeypatch.setattr("latentlens.demo.STRENGTHS", (-0.5, 0.5))
-    done = run(app, ["demo", "--report", str(tmp_path / "report.html")])
+    done = run(app, ["demo", "--report", str(tmp_path / "report.html"), "--json"])
     assert done.exit_code == 0, done.output
-    assert "0 forward passes" in done.output
+    assert "0 forward passes" in done.stderr
+    told = json.loads(done.stdout)
+    assert told["manifest"]["forward passes"]["second capture"] == "0"
+    assert any(one["name"].startswith("held-out AUROC") and one["low"] < one["value"] for one in told["findings"])
     page = (tmp_path / "report.html").read_text()
     assert 1e6 < len(page) < 8e6
     assert "random directions of equal norm" in page

@@ -1,17 +1,22 @@
 """Commands as they are typed: what they print, what they leave on disk, and what they say to wrong input."""
 
 import json
+import os
+import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import latentlens as ll
 from latentlens.cli import app, main
-from latentlens.commands.config import expanded
+from latentlens.commands.config import configured
 from latentlens.commands.doctor import examine
-from latentlens.commands.experiments import EXPERIMENTS, script
+from latentlens.commands.experiments import EXPERIMENTS, parameters, script
 from latentlens.errors import BadInput
 
 run = CliRunner().invoke
@@ -50,6 +55,7 @@ def test_a_forecast_computes_nothing():
     done = run(app, ["capture", "The drun is red.", "--forecast"])
     assert "without the cache" in done.output
     assert "0 of 0 sequences" in run(app, ["cache", "stats"]).output
+    assert said(["capture", "The drun is red.", "--forecast"])["rows"] == 1
 
 
 def test_a_probe_reads_truth_and_its_direction_steers(statements, tmp_path):
@@ -96,6 +102,10 @@ def test_tables_are_printed_without_json(statements, tmp_path):
         (["capture"], "no input"),
         (["capture", "--data", "nowhere.txt"], "there is no file nowhere.txt"),
         (["capture", "a", "--out", "acts.npy"], "ending in .parquet"),
+        (["capture", "a", "--out", "nowhere/acts.parquet"], "there is no folder nowhere"),
+        (["sweep", "a", "--direction", "v.safetensors", "--out", "nowhere/rows.csv"], "there is no folder nowhere"),
+        (["probe", "{broken}", "--out", "nowhere/v.safetensors"], "there is no folder nowhere"),
+        (["report", "show", "nowhere.html"], "cannot be read"),
         (["steer", "a"], "either --direction"),
         (["steer", "a", "--direction", "nowhere.gguf"], "there is no file"),
         (["sweep", "a"], "give --direction"),
@@ -122,14 +132,61 @@ def test_wrong_input_is_one_line_and_exit_code_2(command, message, tmp_path, mon
     assert "Traceback" not in error
 
 
-def test_a_config_file_gives_arguments_and_the_command_line_wins(tmp_path):
+def with_config(words):
+    return configured(words, typer.main.get_command(app), parameters)
+
+
+def test_a_config_file_gives_arguments_of_every_kind_and_the_command_line_wins(tmp_path, monkeypatch, capsys):
+    """Positional arguments, lists, numbers and truth values, by the names that they have in Python."""
     file = tmp_path / "run.toml"
-    file.write_text('[probe]\nsites = ["resid_post[3]", "z[1]"]\nseed = 4\nfull = false\n[cache.stats]\nfolder = "x"\n')
-    words = expanded(["probe", "rows.jsonl", "--config", str(file), "--seed", "5"])
-    expected = ["probe", "--sites=resid_post[3]", "--sites=z[1]", "--seed=4", "--no-full", "rows.jsonl", "--seed", "5"]
-    assert words == expected
-    assert expanded(["cache", "stats", f"--config={file}"], ["cache"]) == ["cache", "stats", "--folder=x"]
-    assert expanded(["probe", "rows.jsonl"]) == ["probe", "rows.jsonl"]
+    file.write_text(
+        '[capture]\ntexts = ["The drun is red.", "Tell me"]\nsites = "resid_post[2]"\nwhere = "all"\n'
+        "json = true\nforecast = false\nchat = false\n"
+    )
+    shapes = []
+    for more in ([], ["--where", "last"], ["Tell me about the sea.", "--where", "last"]):
+        monkeypatch.setattr("sys.argv", ["latentlens", "capture", *more, "--config", str(file)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 0
+        shapes.append(json.loads(capsys.readouterr().out)["sites"])
+    assert [list(s) for s in shapes] == [["resid_post[2]"]] * 3
+    assert shapes[0]["resid_post[2]"][0] > 2  # every token
+    assert shapes[1:] == [{"resid_post[2]": [2, 128]}, {"resid_post[2]": [1, 128]}]
+
+
+def test_a_config_file_reaches_commands_of_commands_and_experiments(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "run.toml"
+    file.write_text(f"[cache.stats]\nfolder = '{tmp_path / 'elsewhere'}'\n[gact]\nquick = false\nsubset = 1\n")
+    monkeypatch.setattr("sys.argv", ["latentlens", "cache", "stats", f"--config={file}"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "elsewhere" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="subset is no argument of `latentlens gact`; it has model, styles"):
+        with_config(["gact", "--config", str(file)])
+    for name in ("intention", "trajectory"):  # their own options do not take the word from the command line
+        assert "config" not in {one.name for one in parameters(name)}
+    file.write_text("[trajectory]\nfolder = 'x'\nn = 2\n")
+    assert with_config(["trajectory", "--config", str(file), "--n", "3"]) == (
+        ["trajectory", "--n", "3"],
+        {"trajectory": {"folder": "x", "n": 2}},
+    )
+
+
+def test_an_experiment_takes_its_defaults_from_a_config_file(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setitem(EXPERIMENTS, "esr", ("run.py", "", ()))
+    (tmp_path / "run.py").write_text(
+        "def main(n: int = 1, quick: bool = True): found.update(n=n, quick=quick)\nfound = {}"
+    )
+    monkeypatch.setattr("latentlens.commands.experiments.script", lambda name: tmp_path / name)
+    (tmp_path / "run.toml").write_text("[esr]\nn = 4\nquick = false\n")
+    for more, expected in ([], {"n": 4, "quick": False}), (["--n", "5"], {"n": 5, "quick": False}):
+        monkeypatch.setattr("sys.argv", ["latentlens", "esr", *more, "--config", str(tmp_path / "run.toml")])
+        with pytest.raises(SystemExit) as end:
+            main()
+        given = sys.modules["latentlens_experiment_run"].found
+        assert (end.value.code, given) == (0, expected)
 
 
 @pytest.mark.parametrize(
@@ -139,26 +196,105 @@ def test_a_config_file_gives_arguments_and_the_command_line_wins(tmp_path):
         (["probe", "--config", "nowhere.toml"], "cannot read"),
         (["steer", "--config", "{file}"], "no table \\[steer\\]; it has probe"),
         (["--config", "{file}"], "goes with a command"),
+        (["cache", "--config", "{file}"], "goes with a command"),
         (["probe", "--config", "{bad}"], "is no TOML"),
-        (["probe", "--config", "{odd}"], "is no argument"),
+        (["probe", "--config", "{odd}"], "takes one value"),
+        (["probe", "--config", "{many}"], "takes one value"),
+        (["probe", "--config", "{unknown}"], "sitez is no argument of `latentlens probe`; it has data, model, sites"),
     ],
 )
 def test_a_wrong_config_file_says_what_is_wrong(words, message, tmp_path):
-    contents = {"file": "[probe]\nseed = 1", "bad": "[probe", "odd": "[probe]\nseed = {a = 1}"}
+    contents = {
+        "file": "[probe]\nseed = 1",
+        "bad": "[probe",
+        "odd": "[probe]\nseed = {a = 1}",
+        "many": "[probe]\nseed = [1, 2]",
+        "unknown": "[probe]\nsitez = 1",
+    }
     files = {name: tmp_path / f"{name}.toml" for name in contents}
     for name, content in contents.items():
         files[name].write_text(content)
     with pytest.raises(BadInput, match=message):
-        expanded([word.format(**files) for word in words])
+        with_config([word.format(**files) for word in words])
 
 
-def test_an_unknown_name_in_a_config_file_is_a_usage_error(tmp_path, monkeypatch, capsys):
-    (tmp_path / "run.toml").write_text('[capture]\nsitez = "z[1]"')
-    monkeypatch.setattr("sys.argv", ["latentlens", "capture", "a", "--config", str(tmp_path / "run.toml")])
+def test_a_value_of_the_wrong_kind_in_a_config_file_is_a_usage_error(tmp_path, monkeypatch, capsys):
+    (tmp_path / "run.toml").write_text('[steer]\ncoeff = "much"')
+    monkeypatch.setattr("sys.argv", ["latentlens", "steer", "a", "--config", str(tmp_path / "run.toml")])
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2
-    assert "No such option" in capsys.readouterr().err
+    assert "Invalid value for '--coeff'" in capsys.readouterr().err
+
+
+# -- help, completion -----------------------------------------------------------------------------------
+
+
+def commands(group, words=()):
+    """Every command that does something, with its words."""
+    for name, command in group.commands.items():
+        if getattr(command, "commands", None):
+            yield from commands(command, (*words, name))
+        else:
+            yield (*words, name), command
+
+
+EVERY = dict(commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("words", EVERY, ids=" ".join)
+def test_the_help_of_every_command_has_examples_that_parse(words, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    done = run(app, [*words, "--help"])
+    assert done.exit_code == 0, done.output
+    lines = [line.strip() for line in done.output.splitlines()]
+    examples = [line for line in lines if line == f"latentlens {' '.join(words)}" or line.startswith(
+        f"latentlens {' '.join(words)} ")]  # fmt: skip
+    assert examples, done.output
+    parser = EVERY[words]
+    if words[0] in EXPERIMENTS:
+        from latentlens.commands.experiments import _app
+
+        parser = typer.main.get_command(_app(words[0]))
+    for example in examples:
+        given = shlex.split(example)[1 + len(words) :]
+        parser.make_context(" ".join(words), given).close()  # raises a usage error for what the command does not know
+
+
+def test_commands_and_options_are_completed_in_a_shell():
+    for typed, expected in (("latentlens ca", {"capture", "cache"}), ("latentlens steer --co", {"--coeff"})):
+        env = {**os.environ, "_LATENTLENS_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": "1"}
+        env["COMP_CWORD"] = str(len(typed.split()) - 1)
+        code = "from latentlens.cli import main; import sys; sys.argv = ['latentlens']; main()"
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        assert set(done.stdout.split()) == expected, done.stderr
+
+
+def test_the_numbers_of_a_page_are_shown_as_a_table_and_as_json(tmp_path):
+    page = ll.report(
+        tmp_path / "page.html", title="A run", question="Why?", highlights={"share": ll.Estimate(0.5, 0.4, 0.6, 9)},
+        sections=[ll.Section("Parts", ["text"])], manifest={"seed": 3},
+    )  # fmt: skip
+    found = said(["report", "show", str(page)])
+    assert (found["title"], found["manifest"]["seed"]) == ("A run", "3")
+    [one] = found["findings"]
+    assert (one["name"], one["value"], one["low"], one["high"], one["n"]) == ("share", 0.5, 0.4, 0.6, 9)
+    shown = run(app, ["report", "show", str(page)]).output
+    assert "0.500 [0.400, 0.600]" in shown
+    with pytest.raises(BadInput, match="cannot be read"):
+        run(app, ["report", "show", "nowhere.html"], catch_exceptions=False)
+
+
+def test_an_answer_that_is_no_is_told_by_the_exit_code_in_json_too(llama, tmp_path):
+    folder = tmp_path / "cache"
+    ll.load(llama, cache=folder).activations([[5, 6, 7]], where="last")
+    assert said(["cache", "verify", "--folder", str(folder)])["sound"] is True
+    [shard] = folder.rglob("*.safetensors")
+    shard.unlink()
+    done = run(app, ["cache", "verify", "--folder", str(folder), "--json"])
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["missing"] == [shard.stem]
+    assert said(["cache", "clear", "--folder", str(folder), "--yes"])["removed"] == 3
 
 
 def test_the_doctor_finds_everything_and_never_shows_a_token(monkeypatch):

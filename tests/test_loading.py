@@ -113,7 +113,7 @@ def test_4_bit_weights_that_a_given_model_cannot_use_here_are_an_error_that_says
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     given = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config, device_map={"": "cpu"})
     with pytest.raises(
-        BadInput, match=r"q_proj is a 4-bit layer of 96 inputs .* multiples of 64 and 32\. Let latentlens"
+        BadInput, match=r"q_proj is a 4-bit layer of 96 inputs .* multiples of 64 and 32\. Let"
     ):
         ll.load(given, tokenizer=tokenizer(), cache=False)
 

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from latentlens.commands import options
-from latentlens.errors import BadInput
 
 
 def capture(
@@ -35,12 +34,11 @@ def capture(
     latentlens capture --data rows.jsonl --model Qwen/Qwen3-0.6B --sites "resid_post[8:16]" --out acts.parquet
     """
     given = options.inputs(texts, data, chat)
-    if out and out.suffix not in ("", ".parquet"):
-        raise BadInput(f"--out {out}: give a file ending in .parquet, or a folder")
+    options.place(out, ".parquet", "")
     lm = options.load(model, dtype, quantization, device_map)
     needed = lm.forecast(given, sites, where, pool)
     if forecast:
-        print(needed)
+        options.show(vars(needed)) if as_json else print(needed)
         return
     acts = lm.activations(given, sites, where, pool)
     if out and out.suffix == ".parquet":

@@ -41,7 +41,12 @@ class Finding:
 
 
 def doctor(as_json: options.AsJson = False) -> None:
-    """Versions, devices, quantisation, cache, embedded model; with advice. Exit code 1 if something is a problem."""
+    """Versions, devices, quantisation, cache, embedded model; with advice. Exit code 1 if something is a problem.
+
+    latentlens doctor
+
+    latentlens doctor --json
+    """
     findings = examine()
     if as_json:
         options.show({"findings": [vars(f) for f in findings], "problems": sum(f.state == "problem" for f in findings)})

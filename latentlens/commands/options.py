@@ -52,6 +52,21 @@ def inputs(texts: list[str] | None, data: Path | None, chat: bool = False) -> li
     return [[{"role": "user", "content": one}] if chat and isinstance(one, str) else one for one in found]
 
 
+def place(path: Path | None, *kinds: str) -> None:
+    """Look before a long computation whether its result can be written there.
+
+    Args: kinds: endings that the file may have, "" for a folder; any if none is named.
+    Raises: BadInput: another ending, or no folder to put it in.
+    """
+    if path is None:
+        return
+    if kinds and path.suffix not in kinds:
+        named = [f"a file ending in {kind}" for kind in kinds if kind] + (["a folder"] if "" in kinds else [])
+        raise BadInput(f"{path}: give {' or '.join(named)}")
+    if not path.absolute().parent.is_dir():
+        raise BadInput(f"{path} cannot be written: there is no folder {path.parent}")
+
+
 def rows(path: Path) -> list[dict[str, Any]]:
     """Read a file of examples; `input` of each row is its `messages`, `text` or `prompt`, the rest is as in the file.
 

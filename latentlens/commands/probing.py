@@ -31,6 +31,7 @@ def probe(
 
     latentlens probe statements.jsonl --sites "resid_post[*]" --out truth.safetensors --report truth.html
     """
+    options.place(out)
     rows = options.rows(data)
     missing = [i for i, row in enumerate(rows, 1) if row.get("label") is None]
     if missing:

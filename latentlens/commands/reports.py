@@ -1,15 +1,57 @@
-"""`latentlens report`: what the pages of two runs say, side by side."""
+"""`latentlens report`: the numbers that a page keeps, and what the pages of two runs say side by side."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from latentlens.commands import options
 
 report_app = typer.Typer(help="Pages that ll.report wrote.", no_args_is_help=True)
+
+
+def record(page: Path) -> dict[str, Any]:
+    """What a page keeps for machines, ready for `options.show`.
+
+    Raises: BadInput: the page is not there, or is no report.
+    """
+    from latentlens.views.compare import read
+
+    run = read(page)
+    return {
+        "page": str(page),
+        "title": run.title,
+        "question": run.question,
+        "findings": [one.to_json() for one in run.findings],
+        "manifest": dict(run.manifest),
+    }
+
+
+@report_app.command()
+def show(
+    page: Annotated[Path, typer.Argument(help="Page of a run: of an experiment, the demo, or ll.report.")],
+    as_json: options.AsJson = False,
+) -> None:
+    """The numbers of a page, with interval and n, and its manifest; as JSON for other programs.
+
+    latentlens report show runs/esr/esr.html
+
+    latentlens report show runs/esr/esr.html --json
+    """
+    from latentlens.views.compare import read
+    from latentlens.views.terminal import print_table
+
+    told = record(page)
+    if as_json:
+        options.show(told)
+        return
+    lines = [[one.table, one.row, one.name, one.short, "" if one.n is None else one.n] for one in read(page).findings]
+    print_table(told["title"], ["table", "row", "what", "value", "n"], lines, note=told["question"])
+    print_table(
+        "how to repeat this", ["entry", "value"], [[key, str(told["manifest"][key])] for key in told["manifest"]]
+    )
 
 
 @report_app.command()

@@ -17,7 +17,7 @@ File = Annotated[
     Path | None, typer.Option(help="Direction: .safetensors of ours, .gguf, .svec or Neuronpedia .json; its first one.")
 ]
 Unit = Annotated[str, typer.Option(help="raw (lengths of the vector) or norm (median norms of the states there).")]
-Tokens = Annotated[int, typer.Option(help="Tokens to write at most.")]
+Tokens = Annotated[int, typer.Option("--max-new-tokens", "--tokens", help="Tokens to write at most.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 Scope = Annotated[str, typer.Option(help="Positions that are edited.")]
 
@@ -32,7 +32,7 @@ def steer(
     coeff: Annotated[float, typer.Option(help="Strength.")] = 1.0,
     unit: Unit = "norm",
     where: Scope = "all",
-    tokens: Tokens = 48,
+    max_new_tokens: Tokens = 48,
     temperature: Temperature = 0.0,
     seed: options.Seed = 0,
     dtype: options.Dtype = None,
@@ -58,7 +58,7 @@ def steer(
         arms["steered"] = [_add(vector, coeff, unit, where)]
         arms["random"] = [_add(vector.random_like(seed), coeff, unit, where)]
     prompts = [one for one in given for _ in arms]
-    runs = lm.generate(prompts, tokens, temperature=temperature, seed=seed, steer=[*arms.values()] * len(given))
+    runs = lm.generate(prompts, max_new_tokens, temperature=temperature, seed=seed, steer=[*arms.values()] * len(given))
     effect = runs.effect().to_frame()
     lines = [
         {"prompt": run.prompt, "arm": arm, "text": run.text, "kl": kl, "fired": fired}
@@ -88,7 +88,7 @@ def sweep(
     where: Scope = "all",
     draws: Annotated[int, typer.Option(help="Random directions beside every strength.")] = 2,
     seeds: Annotated[int, typer.Option(help="Samples of every prompt.")] = 4,
-    tokens: Tokens = 48,
+    max_new_tokens: Tokens = 48,
     temperature: Temperature = 0.7,
     folder: Annotated[Path | None, typer.Option(help="Keep finished rows here; the same command resumes.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write all rows: .parquet or .csv.")] = None,
@@ -104,8 +104,7 @@ def sweep(
     given = options.inputs(texts, data, chat)
     if direction is None:
         raise BadInput("give --direction FILE")
-    if out and out.suffix not in (".parquet", ".csv"):
-        raise BadInput(f"--out {out}: give a file ending in .parquet or .csv")
+    options.place(out, ".parquet", ".csv")
     lm = options.load(model, dtype, quantization, device_map)
     vector = _first(direction, lm)
     plans: dict[str, Any] = {"no edit": None}
@@ -115,7 +114,7 @@ def sweep(
     from latentlens.access.doses import unsteered_nll
     from latentlens.access.sweep import sweep as run
 
-    found = run(lm, given, plans, range(seeds), max_new_tokens=tokens, temperature=temperature, folder=folder)
+    found = run(lm, given, plans, range(seeds), max_new_tokens=max_new_tokens, temperature=temperature, folder=folder)
     prompts = lm.tokens(given)
     rows = [prompts[i].continued(tuple(ids)) for i, ids in zip(found["prompt_index"], found["generated"], strict=True)]
     found["nll"] = unsteered_nll(lm, rows)
