@@ -64,7 +64,7 @@ ROOMS = (
          "methods.sdm values.probe_report"),
     Room("measuring", "Measuring", "Intention, trajectories, selection, calibration, mediation, resistance, judges.",
          "methods maths resistance values.questions values.judging values.answer_metrics values.concepts access.judge "
-         "access.attempt access.endpoint access.verdict access.mediators access.patch access.writes"),
+         "access.attempt access.endpoint access.verdict access.style access.mediators access.patch access.writes"),
     Room("saes", "SAEs", "Sparse autoencoders: loading, checking, reading, editing, training. See "
          "[SAE latents](../sae.md).",
          "access.sae access.preflight methods.latent values.sae values.codes values.latent"),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import latentlens.views.figures as plots  # noqa: F401
     from latentlens import errors as errors
     from latentlens import organism as organism
+    from latentlens import resistance as resistance
     from latentlens.access.attempt_judges import LikelihoodJudge as LikelihoodJudge
     from latentlens.access.attempt_judges import SegmentJudge as SegmentJudge
     from latentlens.access.attempt_judges import WrittenJudge as WrittenJudge
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from latentlens.access.sae_training import train_sae as train_sae
     from latentlens.access.screening import screen as screen
     from latentlens.access.steered_codes import measure_effects as measure_effects
+    from latentlens.access.style_runs import StyledTasks as StyledTasks
     from latentlens.access.sweep import sweep as sweep
     from latentlens.access.trait_doses import site_sweep as site_sweep
     from latentlens.access.trait_doses import trait_doses as trait_doses
@@ -154,6 +156,7 @@ if TYPE_CHECKING:
     from latentlens.values.sae import SAE as SAE
     from latentlens.values.schedules import Schedule as Schedule
     from latentlens.values.sites import Site as Site
+    from latentlens.values.style_effect import StyleEffect as StyleEffect
     from latentlens.values.traits import Trait as Trait
     from latentlens.values.where import PerRow as PerRow
     from latentlens.values.where import Where as Where
@@ -175,6 +178,7 @@ _LAZY = {
     "LikelihoodJudge": ("latentlens.access.attempt_judges", "LikelihoodJudge"),
     "off_topic": ("latentlens.methods.off_topic", None),
     "open_study": ("latentlens.resistance.opening", "open_study"),
+    "resistance": ("latentlens.resistance", None),
     "SegmentJudge": ("latentlens.access.attempt_judges", "SegmentJudge"),
     "Study": ("latentlens.resistance.study", "Study"),
     "WrittenJudge": ("latentlens.access.attempt_judges", "WrittenJudge"),
@@ -297,6 +301,8 @@ _LAZY = {
     "answers": ("latentlens.methods.answers", None),
     "code_language": ("latentlens.methods.code_language", None),
     "gact": ("latentlens.methods.gact", None),
+    "StyledTasks": ("latentlens.access.style_runs", "StyledTasks"),
+    "StyleEffect": ("latentlens.values.style_effect", "StyleEffect"),
     "neurons": ("latentlens.methods.neurons", None),
     "overhead": ("latentlens.access.overhead", "overhead"),
     "token_writes": ("latentlens.access.writes", "token_writes"),

@@ -24,9 +24,9 @@
 
 # %%
 import latentlens as ll
-from latentlens.organism import personas
 
 lm = ll.load()
+personas = ll.organism.personas
 names = ["formal", "cheerful", "nervous", "hostile"]
 traits = {name: personas.trait(name) for name in names}
 judges = {name: ll.RuleJudge(personas.percent(name), f"{name} words") for name in names}

@@ -18,118 +18,99 @@
 # the correction depend on it?
 #
 # In the embedded model this was planted: half of the detours in its training text were noticed.
+#
+# ## The study
+#
+# A model, an SAE of it, questions, and a judge: here thirty questions about ten topics, and a rule that counts words.
+# `prepare` lets the model answer undisturbed, and draws latents to steer with: labelled by the words on which they
+# fire most, of one topic, and silent on every question, so that each of them is off topic wherever it is added.
 
 # %%
-import numpy as np
 import pandas as pd
 
 import latentlens as ll
 
-lm = ll.load()
-sae = ll.load_sae(ll.organism.sae_path("late"))  # of the last block
-judge = ll.organism.judges
-
-# a direction for each topic: mean state of replies on it, minus the mean over topics
-texts = ll.organism.texts("topics", 400, seed=5, split="plain")
-acts = lm.activations([t.messages() for t in texts], "resid_post[2]", where="role:assistant", pool="mean")
-states, topics = acts["resid_post[2]"], sorted({t.topic for t in texts})
-means = {topic: states[[t.topic == topic for t in texts]].mean(0) for topic in topics}
-centre = sum(means.values()) / len(means)
-directions = {topic: ll.Direction(means[topic] - centre, "resid_post[2]", name=topic) for topic in topics}
+study = ll.open_study()
+core = ll.resistance.prepare(study, 24, samples=2, rounds=7, per_round=3)
+core.sampled
 
 # %% [markdown]
-# ## One push
+# ## How hard to push?
 #
-# The direction of another topic is added while the first eight tokens are predicted, and not after.
+# Too little changes nothing, too much leaves no text to correct. For each latent the strength is sought at which a
+# first attempt scores 30 of 100, all latents in the same batches. The push is *transient*: the latent is added while
+# the first eight tokens of the answer are predicted, and not after.
 
 # %%
-how = {"where": "last_prompt+response", "schedule": ll.Schedule(stop=8)}
-music = [{"role": "user", "content": "Tell me about the music."}]
-plans = [[ll.Add(directions[topic], 1.55, **how)] for topic in topics if topic != "music"]
-for run in lm.generate([music] * len(plans), 40, temperature=0.7, seed=1, steer=plans):
-    print(run.steer[0].direction.name, "|", run.text)
+trials = core.trials("transient", 5)
+core.limits("transient")
 
 # %% [markdown]
-# ## How often?
+# ## The same trials in every condition
 #
-# Eighty prompts, each pushed towards a topic that it is not about. The same prompts and the same randomness in every
-# arm, so that arms are compared reply by reply. Controls: no push, and random directions of equal length.
+# A trial is a latent, a question, a seed and a strength. All of them are replayed undisturbed, steered, steered with
+# the off-topic detectors held at zero (they come in a moment), and with random latents held at zero. Only what a
+# condition says of itself is different, so conditions are compared trial by trial.
 
 # %%
-asked = [t for t in ll.organism.texts("topics", 300, seed=9, split="on_topic") if t.regime == "plain"][:80]
-prompts = [t.prompt() for t in asked]
-pushes = [ll.Add(directions[topics[(topics.index(t.topic) + 3) % len(topics)]], 1.55, **how) for t in asked]
-randoms = [ll.Add(push.direction.random_like(i), 1.55, **how) for i, push in enumerate(pushes)]
-
-arms = {"no push": None, "random push": [[r] for r in randoms], "push": [[p] for p in pushes]}
-corrected = {}
-for name, plan in arms.items():
-    runs = lm.generate(prompts, 48, temperature=0.7, seed=0, steer=plan)
-    corrected[name] = np.array([judge.restarts(text) > 0 for text in runs.texts])
-{name: ll.Arm.of("prompt", list(found)).share.short for name, found in corrected.items()}
+conditions = ll.resistance.ablation.conditions({"detectors": core.chosen.latents}, core.controls, "transient")
+answers = study.answers(trials, conditions)
+mended = answers["steered"].where(answers["steered"].outcome("resisted") > 0)
+for prompt, text, scores in [*zip(mended.prompts, mended.texts, mended.scores)][:4]:
+    print(prompt, "|", text, "\n    scores of its attempts:", scores)
 
 # %% [markdown]
 # ## Who notices?
 #
-# The corpus has labelled detours. Read the SAE at every full stop of such texts: which latents tell a sentence that
-# left the topic from one that did not?
+# Read the undisturbed answers below their own question, and once more below **another** question. Latents that fire on
+# the second only know that the answer is off topic. These are the detectors, and where the strongest of them fires
+# most:
 
 # %%
-from latentlens.organism_saes.concepts import OFF_TOPIC, codes, detectors, ends
-
-stops = ends(lm, 900, seed=5)
-at_stops = codes(lm, sae, stops)
-off_topic = np.array(stops.labels[OFF_TOPIC])
-found = detectors(at_stops, off_topic)
-found
+core.chosen
 
 # %%
-six = found.best(6)
-rates = found.to_frame().set_index("latent").loc[six]
-sharpest = int((rates["positive_rate"] - rates["negative_rate"]).idxmax())
-
-replies = lm.generate(prompts, 48, temperature=0.7, seed=0, steer=arms["push"])
-example = next(run for run in replies if judge.restarts(run.text))
-ll.plots.highlight(lm.latents(sae, [example.full_row], where="response"), sharpest)
+core.found.examples(core.chosen.latents[0], k=4)
 
 # %% [markdown]
-# The colour is the one of these six that most often fires there only, along one pushed reply (read without the push):
-# it lights up where the sentence that left the topic ends, right before the correction.
-#
+# And one of them along an answer that was pushed and mended, read without the push: it lights up where the sentence
+# that left the topic ends, right before the correction.
+
+# %%
+seen = study.codes(study.conversations(mended.where([0])), "response")
+peaks = seen.dense(core.chosen.latents).amax(0)
+ll.plots.highlight(seen, core.chosen.latents[int(peaks.argmax())])
+
+# %% [markdown]
 # ## Without them
 #
-# The same pushed prompts once more, with the six latents held at zero while the model writes. And three sets of six
-# **matched** latents, which fire as often and as strongly at the same full stops: taking *anything* out might break a
-# correction.
+# Blue: more than one attempt. The detectors are held at zero while the model writes; beside them random latents, drawn
+# uniformly, and **matched** ones, which fire as often and as strongly: taking anything out might break a correction.
 
 # %%
-firing = ll.latents.firing(at_stops.rows(off_topic))
-sets = {"six detectors ablated": six}
-for seed in range(3):
-    sets[f"matched latents {seed}"] = ll.latents.matched(firing, six, exclude=six, n=8, seed=seed)
-for name, them in sets.items():
-    off = ll.ablate(sae, them, where="last_prompt+response")
-    plan = [[push, off] for push in pushes]
-    runs = lm.generate(prompts, 48, temperature=0.7, seed=0, steer=plan, allow_idle=True)
-    corrected[name] = np.array([judge.restarts(text) > 0 for text in runs.texts])
-
-found = [ll.Arm.of("prompt", list(outcome)).share for outcome in corrected.values()]
-shares = pd.DataFrame({"arm": corrected.keys(), "corrects itself": [e.value for e in found]})
-shares["up"], shares["down"] = [e.high - e.value for e in found], [e.value - e.low for e in found]
-bars = {"error_y": "up", "error_y_minus": "down", "backend": "plotly", "template": "none"}
-figure = shares.plot(kind="bar", x="arm", y="corrects itself", title="Who corrects itself? 95% Wilson", **bars)
-figure.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font_color="#7C828B")
-
-# %% [markdown]
-# Paired with the pushed replies, prompt by prompt:
+rates = [ll.esr.rates(one) for one in answers.values()]
+ll.plots.resistance_conditions(rates)
 
 # %%
-for name in sets:
-    print(name, ll.intention.average(corrected[name].astype(float) - corrected["push"]))
+tests = ll.resistance.ablation.effects(answers, ["detectors"], core.controls)
+pd.DataFrame([one.line() for one in tests[:7]])
 
 # %% [markdown]
 # The correction **depends on** what the detectors carry if their bar falls and those of the matched latents do not.
-# These may even rise: at a full stop, the latents that write the next sentence compete with the correction. It does
-# not say that the detectors decide it alone, nor that another model does the same. The whole study, with thresholds,
-# judges and prompts that ask the model to watch itself, is `python steering/esr.py`; the page is [Steering
-# resistance](../docs/esr.md).
+# Uniform latents of a sparse SAE are mostly silent: they are hardly a control. `first` is the first attempt: if it
+# moved as much, the ablation would have changed what is corrected, and not the correcting. It does not say that the
+# detectors decide it alone, nor that another model does the same.
+#
+# ## Are they enough?
+#
+# Nothing is wrong now: an undisturbed answer, cut after its first sentence, and the detectors **raised** there, to
+# multiples of what they have in off-topic texts. Is the answer broken off? Beside it, a sentence that really is off
+# topic, with nothing raised.
+
+# %%
+raised = {"detectors": core.chosen.latents, "matched latents": core.controls["matched 1"]}
+ll.plots.raised_latents(ll.resistance.ablation.raised(study, core.baseline, core.found, raised))
+
+# %% [markdown]
+# The whole study, with persistent steering, doses, meta-prompts, other judges and corrections that are taught, is
+# `python steering/esr.py`; the page is [Steering resistance](../docs/esr.md).

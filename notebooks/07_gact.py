@@ -22,13 +22,11 @@
 import pandas as pd
 
 import latentlens as ll
-from latentlens.access.style_runs import StyledTasks
-from latentlens.methods.code_language import LANGUAGES, is_valid, language_of
-from latentlens.values.style_effect import StyleEffect
 
-lm = ll.load()
+lm, languages = ll.load(), ll.code_language.LANGUAGES
 how = {"max_new_tokens": 48, "temperature": 1.0}
-ask = StyledTasks(lm, LANGUAGES, judge=language_of, valid=is_valid, options=how)
+rules = {"judge": ll.code_language.language_of, "valid": ll.code_language.is_valid}
+ask = ll.StyledTasks(lm, languages, **rules, options=how)
 tasks = list(dict.fromkeys(str(t.group) for t in ll.organism.texts("code", 1000, seed=1)))
 fitting, tuning, testing = tasks[:84], tasks[84:100], tasks[100:140]
 print(ask.prompts(tasks)[0][0]["content"], "|", ask.prompts(tasks, "Julia")[0][0]["content"])
@@ -50,7 +48,7 @@ pd.Series(plain.style).value_counts()
 
 # %%
 target = "Julia"
-states = {style: ask.states(fitting, style)["resid_post"] for style in LANGUAGES}
+states = {style: ask.states(fitting, style)["resid_post"] for style in languages}
 others = [acts for style, acts in states.items() if style != target]
 differences = ll.gact.differences(states[target], others)
 found = ll.gact.fit(ask.states(fitting)["resid_post"], differences, k=3, seed=0)
@@ -103,7 +101,7 @@ plans = {
 }
 arms = ask.answers(testing, plans, seeds=[0, 1])
 words = ask.answers(testing, {"asked in words": None}, seeds=[0, 1], style=target)
-effect = StyleEffect(target, LANGUAGES, [*arms.values(), *words.values()])
+effect = ll.StyleEffect(target, languages, [*arms.values(), *words.values()])
 ll.plots.style_shares([effect])
 
 # %%

@@ -79,6 +79,22 @@ def test_a_notebook_defines_nothing_and_marks_what_needs_a_hub(source):
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=name)
+def test_a_notebook_uses_public_names_only(source):
+    """`import latentlens as ll`, and what stands behind it; so a reader can copy any line."""
+    import latentlens as ll
+
+    for cell in cells(jupytext.read(source), "code"):
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] != "latentlens", ast.unparse(node)
+            if isinstance(node, ast.Import):
+                assert not [n.name for n in node.names if n.name.startswith("latentlens.")], ast.unparse(node)
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("ll", "ll.organism", "ll.resistance"):
+                owner = ll if ast.unparse(node.value) == "ll" else getattr(ll, ast.unparse(node.value)[3:])
+                assert node.attr in owner.__all__, ast.unparse(node)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=name)
 def test_every_link_of_a_notebook_leads_somewhere(source):
     for cell in cells(jupytext.read(source), "markdown"):
         for target in re.findall(r"\]\(([^)#]+)\)", cell.source):

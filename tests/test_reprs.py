@@ -123,6 +123,13 @@ def test_tables_write_cells_for_people_and_count_what_they_leave_out():
     assert cell(np.float32(0.25)) == "0.25"
 
 
+def test_a_column_with_a_long_text_wraps_as_a_whole_so_that_numbers_beside_it_stay_in_sight():
+    """One short name on a line of its own would hold the column wide and push the last columns off the page."""
+    page = table([{"what": "a" * 44, "A": "0.1 [0.0, 0.2]"}, {"what": "long " * 12, "A": "0.2 [0.1, 0.3]"}])
+    assert page.count('<td class="ll-text">') == 2
+    assert page.count('<td class="ll-short">') == 2
+
+
 def test_tokens_are_coloured_by_sign_and_strength_and_carry_their_number():
     page = tokens(["a", " b", "\n", " "], [1.0, -2.0, 0.0, float("nan")], at=1)
     assert 'title="1" style="background:rgba(230,140,0,0.38)"' in page

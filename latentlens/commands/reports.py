@@ -70,6 +70,7 @@ def compare(
     from latentlens.views.terminal import print_table
 
     found = compared(a, b)
+    written = found.write(html) if html else None
     if as_json:
         options.show(
             {
@@ -78,6 +79,7 @@ def compare(
                 "only_a": [one.to_json() for one in found.only_a],
                 "only_b": [one.to_json() for one in found.only_b],
                 "manifest": {key: list(values) for key, values in found.manifest.items()},
+                "page": None if written is None else str(written),
             }
         )
     else:
@@ -87,6 +89,6 @@ def compare(
         told = found.manifest_table()
         names, note = list(told.columns) or ["entry", "A", "B"], f"{found.same} entries agree"
         print_table("what was different about the runs", names, told.itertuples(index=False), note=note)
-    if html:
-        print(f"page: {found.write(html)}")
+        if written is not None:
+            print(f"page: {written}")
     raise typer.Exit(1 if found.differing else 0)

@@ -5,6 +5,7 @@
     texts_dataset()    the same as a datasets.Dataset
     families()         the kinds
     judges             what a generated text says, decided by rule
+    personas           its traits as persona experiments ask for them, and rules that score them
     saes()             names of the SAEs that were trained on it; sae_path(name) is a folder for `ll.load_sae`
     variant()          the folder of a sibling model: `untrained`, `gqa`
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentlens.errors import BadInput
-from latentlens.organism import judges
+from latentlens.organism import judges, personas
 from latentlens.organism.corpus import FAMILIES, Span, Text, texts
 from latentlens.organism.corpus.rows import dataset
 from latentlens.organism.files import CHECKSUMS, verify, verify_sae
@@ -26,7 +27,19 @@ from latentlens.organism.files import CHECKSUMS, verify, verify_sae
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Span", "Text", "families", "judges", "path", "sae_path", "saes", "texts", "texts_dataset", "variant"]
+__all__ = [
+    "Span",
+    "Text",
+    "families",
+    "judges",
+    "path",
+    "personas",
+    "sae_path",
+    "saes",
+    "texts",
+    "texts_dataset",
+    "variant",
+]
 
 VARIANTS = ("untrained", "gqa")
 #: Where their folders are.

@@ -33,7 +33,7 @@ border-bottom:1px solid var(--ll-line);background:none;color:inherit;max-width:4
 .ll.ll tr{background:none}
 .ll.ll th{font-weight:600;opacity:.75;white-space:nowrap}
 .ll.ll .ll-n{text-align:right;white-space:nowrap}
-.ll.ll .ll-text{white-space:pre-wrap}
+.ll.ll .ll-text{white-space:pre-wrap;min-width:12rem}
 .ll.ll .ll-short{white-space:pre}
 .ll.ll .ll-key{vertical-align:top}
 .ll.ll .ll-note{opacity:.7;font-size:12px;margin:.2em 0}
@@ -115,10 +115,8 @@ def table(of: Any, limit: int | None = ROWS_SHOWN) -> Html:
     right = ["ll-n" if n and column else "" for n, column in zip(numeric, columns)]
     head = tag("tr", *(tag("th", name, scope="col", class_=side) for name, side in zip(names, right)))
     written = [cells(column) for column in columns]
-    body = [
-        tag("tr", *(tag("td", cell, class_=side or _kind(cell)) for cell, side in zip(row, right)))
-        for row in zip(*written)
-    ]
+    kinds = [side or _kind(column) for side, column in zip(right, written)]
+    body = [tag("tr", *(tag("td", cell, class_=kind) for cell, kind in zip(row, kinds))) for row in zip(*written)]
     more = note(f"{n_rows - len(body)} more of {n_rows} rows") if n_rows > len(body) else Html("")
     return Html(tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="ll-wide") + more)
 
@@ -179,8 +177,9 @@ def _columns(of: Any, limit: int | None) -> tuple[list[str], list[list[Any]], in
     return names, [[row.get(name) for row in kept] for name in names], len(rows)
 
 
-def _kind(cell: str) -> str:
-    return "ll-text" if len(cell) > _SHORT else "ll-short"
+def _kind(column: Sequence[str]) -> str:
+    """A column of short words stays on one line; one with a long text in it wraps, and gives way to the others."""
+    return "ll-text" if any(len(cell) > _SHORT for cell in column) else "ll-short"
 
 
 def _inline(value: Any) -> Any:
