@@ -20,7 +20,7 @@ from latentlens.methods.method_bench import method_bench
 from latentlens.organism import concepts as embedded
 from latentlens.values.concepts import matches, read_concepts
 from latentlens.values.judging import Case
-from latentlens.values.steering_arms import Dose, SteeringArm
+from latentlens.values.steering_arms import ArmFits, Dose, SteeringArm
 
 
 def answer(method="a", concept="x", prompt=0, factor=1.0, score=1.0, role="method", draw=0, **more):
@@ -141,6 +141,45 @@ def test_a_task_that_does_not_exist_is_left_out_of_the_harmonic_mean():
     found = method_bench(pd.DataFrame(rows), n_bootstrap=20)["a"]
     assert found.task is None
     assert found.harmonic.value == pytest.approx(harmonic_mean(1, 2))
+
+
+def fitted(seconds, **left_out):
+    return ArmFits([SteeringArm("a", lambda c: [], seconds=s) for s in seconds], left_out)
+
+
+def test_how_arms_were_fitted_stands_beside_what_they_did():
+    rows = [answer(concept=c, prompt=p) for p in range(4) for c in "xy"]
+    fits = {"x": fitted([1.0, 2.0], b="no pairs"), "y": fitted([6.0], b="too few", c="no word")}
+    rows += [answer("c", prompt=p) for p in range(4)]
+    found = method_bench(pd.DataFrame(rows), fits=fits, n_bootstrap=20)
+    assert found["a"].fit_seconds == 3.0
+    assert found["c"].left_out == {"y": "no word"}
+    assert found.label(found["c"]) == "c (1 of 2)"
+    assert found.about["left out"] == ["b: x: no pairs", "b: y: too few", "c: y: no word"]
+
+
+def test_an_arm_that_cannot_be_fitted_is_left_out_and_a_fault_of_the_program_is_not_hidden():
+    def fails(error):
+        raise error
+
+    fits = ArmFits()
+    fits.add("good", lambda: lambda c: [], "control", 2)
+    fits.add("bad", lambda: fails(TooFewExamples("one pair")))
+    assert [(arm.name, arm.role, arm.draw) for arm in fits.found] == [("good", "control", 2)]
+    assert fits.left_out == {"bad": "one pair"}
+    assert fits.found[0].seconds >= 0
+    with pytest.raises(ZeroDivisionError):
+        fits.add("worse", lambda: fails(ZeroDivisionError()))
+
+
+def test_answers_to_one_prompt_are_shown_at_the_budget_or_at_the_strength_chosen():
+    rows = [answer(prompt=p, factor=f, score=f, text=f"{p} {f}") for p in range(4) for f in (0.5, 1.0, 2.0)]
+    rows += [answer("random direction", prompt=p, text=f"draw {i}", role="control", draw=i) for p in range(4)
+             for i in range(2)]  # fmt: skip
+    frame = pd.DataFrame(rows)
+    found = method_bench(frame, n_bootstrap=20)
+    assert found.written(frame)["text"].tolist() == ["0 1.0", "draw 0"]
+    assert found.written(frame, 3, chosen=True)["text"].tolist() == ["3 2.0", "draw 0"]
 
 
 def test_frames_that_cannot_be_compared_are_refused():
@@ -373,5 +412,12 @@ def test_the_experiment_runs_from_one_command_and_the_second_time_writes_nothing
     assert (tmp_path / "bench" / "method_bench.html").stat().st_size > 100_000
     table = lambda out: out[out.index("best harmonic mean first") : out.index("* control")]
     assert table(first.stdout) == table(second.stdout)
-    wrong = subprocess.run([*command[:2], "--model", "x/y"], capture_output=True, text=True, env=env)
+
+
+def test_another_model_without_concepts_is_refused_before_anything_is_loaded(tmp_path):
+    script = Path(__file__).parent.parent / "steering" / "method_bench.py"
+    command = [sys.executable, str(script), "--model", "x/y"]
+    wrong = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert wrong.returncode
+    assert "--concepts FILE.json" in " ".join(wrong.stderr.split())
+    assert not list(tmp_path.iterdir())

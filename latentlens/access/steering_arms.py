@@ -22,7 +22,7 @@ from latentlens.access.judge import LocalJudge, RuleJudge
 from latentlens.access.kept_numbers import KeptNumbers
 from latentlens.access.sweep import sweep
 from latentlens.errors import BadInput
-from latentlens.maths.answer_grades import fluency
+from latentlens.maths.answer_grades import fluency, harmonic_mean
 from latentlens.values.concepts import Concept, Rule
 from latentlens.values.judging import Case, Rubric
 from latentlens.values.results import Estimate
@@ -126,6 +126,32 @@ def scored_answers(
         frame[name] = values - values[before]
     frame.attrs["rows_run"] = written
     return frame
+
+
+def best_arm(
+    lm: LensModel,
+    concept: Concept,
+    at: slice,
+    arms: Sequence[SteeringArm],
+    kept: KeptNumbers,
+    search: Callable[[Callable[[list[float | None]], list[Any]], int], Sequence[Any]],
+    *,
+    factors: Sequence[float] = (1, 1.41),
+    **options: Any,
+) -> str:
+    """Name of the arm with the highest harmonic mean of concept, task and fluency, the first of equals.
+
+    Such as the block to steer at: arms that are one method at several sites. What is chosen here is chosen for this
+    method, so it favours it over others that are then compared at the same place.
+
+    Args: at: prompts of the concept that are dosed and answered on; score others. search: as for `dose_arms`.
+        factors: multiples of the dose that count alike. options: as for `scored_answers`.
+    """
+    doses = dose_arms(lm, list(concept.prompts[at]), arms, kept, search)
+    frame = scored_answers(lm, concept, at, arms, doses, factors, kept=kept, **options)
+    frame["harmonic"] = harmonic_mean(frame["score"], frame["task"], frame["fluency"])
+    means = [float(frame.loc[frame["method"] == arm.name, "harmonic"].mean()) for arm in arms]
+    return arms[int(np.argmax(means))].name
 
 
 def grades(lm: LensModel, rule: Rule | Rubric, cases: Sequence[Case]) -> NDArray[np.float64]:

@@ -17,6 +17,7 @@ from latentlens.maths.answer_grades import harmonic_mean
 from latentlens.maths.statistics import cluster_bootstrap, wilson
 from latentlens.values.method_bench import MethodBench, MethodScore
 from latentlens.values.results import Estimate
+from latentlens.values.steering_arms import ArmFits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,8 +30,7 @@ def method_bench(
     *,
     random: str = "random direction",
     slowdown: Mapping[str, Estimate] | None = None,
-    fit_seconds: Mapping[str, float] | None = None,
-    left_out: Mapping[str, Mapping[str, str]] | None = None,
+    fits: Mapping[str, ArmFits] | None = None,
     about: Mapping[str, Any] | None = None,
     n_bootstrap: int = 500,
     seed: int = 0,
@@ -46,7 +46,8 @@ def method_bench(
             nll: change of the nats a token to the unedited answer to the same prompt and seed;
             "off <name>": change of the score of something else, NaN where it does not apply to the concept.
         random: the method that `above_random` refers to; left out if the frame has none.
-        slowdown, fit_seconds: by method. left_out: concepts that a method was not fitted to, with reasons.
+        slowdown: seconds a token over those without edit, by method.
+        fits: by concept, how the arms were fitted: their seconds, and what was left out with its reason.
         about: provenance.
         n_bootstrap, seed, level: of the intervals; whole prompts are resampled. Where all prompts score alike and no
             resample can differ, the ends of a score are Wilson's, of the share score / 2 of as many prompts.
@@ -70,7 +71,7 @@ def method_bench(
     halves = _halves(rows, seed)
     others = [name for name in rows.columns if str(name).startswith("off ")]
     chance = rows[(rows["method"] == random) & (rows["factor"] == 1)].groupby("group")["score"].mean()
-    how = _Interval(n_bootstrap, seed, level)
+    how, seconds = _Interval(n_bootstrap, seed, level), _seconds(fits or {})
     scores = []
     for method, mine in rows.groupby("method", sort=False):
         name = str(method)
@@ -94,14 +95,23 @@ def method_bench(
                 factors=factors,
                 by_concept={str(c): how.score(part, part["score"]) for c, part in even.groupby("concept", sort=False)},
                 slowdown=(slowdown or {}).get(name),
-                fit_seconds=(fit_seconds or {}).get(name),
-                left_out=(left_out or {}).get(name, {}),
+                fit_seconds=seconds.get(name),
+                left_out={c: fit.left_out[name] for c, fit in (fits or {}).items() if name in fit.left_out},
             )
         )
     scores.sort(key=lambda one: -one.harmonic.value)
-    return MethodBench(
-        tuple(scores), tuple(map(str, concepts)), {"factors": sorted(rows["factor"].unique()), **(about or {})}
-    )
+    nowhere = {(n, c): why for c, fit in (fits or {}).items() for n, why in fit.left_out.items()}
+    said = {"factors": sorted(rows["factor"].unique()), "left out": [f"{n}: {c}: {w}" for (n, c), w in nowhere.items()]}
+    return MethodBench(tuple(scores), tuple(map(str, concepts)), {**said, **(about or {})})
+
+
+def _seconds(fits: Mapping[str, ArmFits]) -> dict[str, float]:
+    """Mean seconds that a method took to fit."""
+    taken: dict[str, list[float]] = {}
+    for fit in fits.values():
+        for arm in fit.found:
+            taken.setdefault(arm.name, []).append(arm.seconds)
+    return {name: float(np.mean(values)) for name, values in taken.items()}
 
 
 def _halves(frame: Any, seed: int) -> set[str]:

@@ -119,6 +119,20 @@ class MethodBench(Shown):
             {"method": one.method, **{name: one.by_concept.get(name) for name in self.concepts}} for one in self.scores
         )
 
+    def written(self, frame: pd.DataFrame, prompt: Any = 0, *, chosen: bool = False) -> pd.DataFrame:
+        """Answers to one prompt by every arm, to be read: at the budget, or at the strength chosen for each.
+
+        Args: frame: what was compared. prompt: as in its column. chosen: at `MethodScore.factors`. Of several draws the
+            first is shown; where they chose different strengths, there is none to show.
+        """
+        one = frame[(frame["prompt"] == prompt) & (frame["draw"] == 0)]
+        wanted = [
+            f == (self[str(m)].factors.get(str(c)) if chosen else 1)
+            for m, c, f in zip(one["method"], one["concept"], one["factor"], strict=True)
+        ]
+        names = ["concept", "method", "factor", "text", "score", "task", "fluency", "mean nll"]
+        return one.loc[wanted, [name for name in names if name in one]].reset_index(drop=True)
+
     def __repr__(self) -> str:
         best = next((one for one in self.scores if one.role == "method"), None)
         lead = "" if best is None else f"; best of the methods {best.method}: harmonic mean {best.harmonic.short}"
