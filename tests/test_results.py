@@ -29,6 +29,8 @@ def sweep(*probes):
 
 def test_an_estimate_prints_value_interval_level_and_n():
     assert str(Estimate(0.9123, 0.871, 0.9452, 120)) == "0.912 [0.871, 0.945] (95%, n=120)"
+    assert Estimate(29.703, 26.204, 33.092, 490).short == "29.7 [26.2, 33.1]"  # a score needs no thousandths
+    assert Estimate(math.nan, math.nan, math.nan, 0).short == "nan [nan, nan]"
     assert Estimate(0.5, 0.4, 0.6, 9).covers(0.6)
     assert not Estimate(0.5, 0.4, 0.6, 9).covers(0.61)
 

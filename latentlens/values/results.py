@@ -51,8 +51,10 @@ class Estimate(Shown):
 
     @property
     def short(self) -> str:
-        """Value and interval without n: `0.912 [0.871, 0.945]`."""
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        """Value and interval without n: `0.912 [0.871, 0.945]`; `29.7 [26.2, 33.1]` where they are above 10."""
+        size = max((abs(v) for v in (self.value, self.low, self.high) if abs(v) < float("inf")), default=0.0)
+        digits = 3 if size < 10 else 1 if size < 1000 else 0
+        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
     def __str__(self) -> str:
         return f"{self.short} ({self.level:.0%}, n={self.n})"

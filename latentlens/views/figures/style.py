@@ -1,7 +1,8 @@
 """What all figures share: colours, bands, bars, labels that stay text, and the frame.
 
 Backgrounds are transparent and inks are mid-grey, so a figure reads on a light and on a dark page.
-Colours are those of Okabe and Ito, told apart with any colour vision; grey is kept for controls.
+Colours are those of Okabe and Ito, told apart with any colour vision; grey is kept for controls. Their purple is grey to
+a deuteranope, so ours is darker (`tests/test_colours.py` looks at all of them through simulated eyes).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from latentlens.values.visible import visible
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
+BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#A23C82"
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY)
 CONTROL = "#8A9099"
 INK = "#7C828B"
