@@ -1,8 +1,8 @@
 """What all figures share: colours, bands, bars, labels that stay text, and the frame.
 
 Backgrounds are transparent and inks are mid-grey, so a figure reads on a light and on a dark page.
-Colours are those of Okabe and Ito, told apart with any colour vision; grey is kept for controls. Their purple is grey to
-a deuteranope, so ours is darker (`tests/test_colours.py` looks at all of them through simulated eyes).
+Colours are those of Okabe and Ito, told apart with any colour vision; grey is kept for controls. Their purple is grey
+to a deuteranope, so ours is darker (`tests/test_colours.py` looks at all of them through simulated eyes).
 """
 
 from __future__ import annotations
