@@ -5,14 +5,17 @@
 
 Several samples of each problem; signals of Tracing the Traces (arXiv 2510.10494) over the reasoning, cut before the
 answer; their AUROC beside length alone, strata of equal length, shuffled segments and random walks; what choosing among
-samples by the best-known signal (aligned change) gains and saves; and, on new problems, samples that are stopped WHILE
-THEY ARE WRITTEN when their first segments look wrong, against the same samples written to their end. The embedded model
-has two arms: step-by-step texts, whose length differs, and hurried ones, whose length is always the same. A second run
-on the same folder runs no model.
+samples by the best-known signal (aligned change) gains and saves. On new problems, samples are stopped after their
+first segments: those that a forest trained on the stored ones likes less (the paper), those that are less like the
+other samples of their problem, and the same by the words written so far, which needs nothing from inside the model; the
+second of these also WHILE THEY ARE WRITTEN, against the same samples written to their end. The embedded model has two
+arms: step-by-step texts, whose length differs, and hurried ones, whose length is always the same. A second run on the
+same folder runs no model.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -77,7 +80,7 @@ def measure(lm, runs, size: int, counts: Counts):
 
 
 def early(lm, task, runs, seeds, size: int, counts: Counts, seed: int, how):
-    """Learn from the starts of stored samples; stop samples of new problems on the way, and replay it on whole ones."""
+    """Ways of choosing among the starts of new problems' samples, replayed on whole ones; one of them while writing."""
     end, after = task[2], size * (STEP + 1)
 
     def starts(states, written):  # net, cumulative, aligned change of the first segments, cut where the answer begins
@@ -93,20 +96,39 @@ def early(lm, task, runs, seeds, size: int, counts: Counts, seed: int, how):
         counts["forward passes"] += states.about["forwards"]
         return starts(states, [ids[first:] for ids, first in zip(begun, of["first"])])
 
-    scorer = early_stopping.fit_starts(stored(runs), runs["right"], seed=seed)
-    score = lambda so_far: scorer(starts(so_far.readings["after"], [run.generated for run in so_far]))
-    keep = early_stopping.keep_best(score, after, name=f"{scorer.fingerprint} {size} {end}")
-    full, now = write(lm, task, seeds, counts, **how), write(lm, task, seeds, counts, keep=keep, **how)
-    scores, read = scorer(stored(full)), np.minimum(after, full["tokens"])
-    replay = early_stopping.going_on(scores, full["question"])
-    alike = now["tokens"] == full["tokens"].where(replay, read)
-    found = early_stopping.early_stop(
-        scores, full["right"], full["question"], tokens=full["tokens"], answers=full["answer"], read=read, seed=seed
+    def likeness(so_far):
+        features = starts(so_far.readings["after"], [run.generated for run in so_far])
+        return early_stopping.typical(features, [run.prompt_index for run in so_far])
+
+    full = write(lm, task, seeds, counts, **how)
+    now = write(lm, task, seeds, counts, keep=early_stopping.keep_best(likeness, after, name=f"{size} {end}"), **how)
+    asked, begun = full["question"], stored(full)
+    heads = [np.bincount(ids[first : first + after]) for ids, first in zip(full["whole"], full["first"])]
+    words = np.stack([np.pad(head, (0, max(map(len, heads)) - len(head))) for head in heads])
+    scores = {
+        "the start that a forest likes best": early_stopping.fit_starts(stored(runs), runs["right"], seed=seed)(begun),
+        "the most typical start": early_stopping.typical(begun, asked),
+        "the most typical start, by its words": early_stopping.typical(words[:, words.any(0)], asked),
+    }
+    read, common = (
+        np.minimum(after, full["tokens"]),
+        {"tokens": full["tokens"], "answers": full["answer"], "seed": seed},
     )
-    saved = 1 - now["tokens"].sum() / full["tokens"].sum()
-    return found, (
-        f"new problems, stopped while writing: {now['right'][replay].mean():.3f} right, {saved:.1%} of the tokens "
-        f"saved; {alike.mean():.1%} of {len(now)} samples end where the replay on whole samples cuts them"
+    found = {
+        name: early_stopping.early_stop(s, full["right"], asked, read=read, **common) for name, s in scores.items()
+    }
+    forest = found[next(iter(found))]
+    first = [replace(choice.policies[0], name=name) for name, choice in found.items()]
+    replay = early_stopping.going_on(scores["the most typical start"], asked)
+    alike = now["tokens"] == full["tokens"].where(replay, read)
+    equal, saved = forest.about["equal scores"], 1 - now["tokens"].sum() / full["tokens"].sum()
+    return replace(forest, policies=(*first, *forest.policies[1:])), (
+        f"Two right samples of one problem have the same score in {equal['right']:.0%} of pairs, two wrong ones in "
+        f"{equal['wrong']:.0%}: where right samples read alike, the largest of ANY score is an odd, wrong one's more "
+        "often than its share. So compare the forest with its scores shuffled so that equal ones stay equal, not with "
+        f"a random sample. Stopped while writing, the most typical going on: {now['right'][replay].mean():.3f} right, "
+        f"{saved:.1%} of the tokens saved; {alike.mean():.1%} of {len(now)} samples end where the replay on whole "
+        "samples cuts them."
     )
 
 

@@ -69,6 +69,58 @@ def test_a_planted_signal_gains_and_saves_and_noise_does_as_its_control_does():
     assert abs(np.mean(gap)) < 0.06
 
 
+def look_alikes(n=300, k=5, seed=0):
+    """Right samples of a question are one text, every wrong one is a text of its own; the score knows texts only."""
+    rng = np.random.default_rng(seed)
+    right = rng.random((n, k)) < rng.uniform(0.2, 0.9, n)[:, None]
+    text = np.where(right, rng.normal(size=(n, 1)), rng.normal(size=(n, k)))
+    return {
+        "scores": text.ravel(), "correct": right.ravel(), "questions": np.repeat(np.arange(n), k),
+        "tokens": np.full(n * k, 60), "read": np.full(n * k, 20),
+        "answers": np.where(right, 0, 1 + np.arange(k)).ravel(),
+    }  # fmt: skip
+
+
+def test_a_score_without_meaning_picks_odd_samples_and_its_control_shows_it():
+    data = look_alikes()
+    found = early_stopping.early_stop(**data, n_bootstrap=200, n_controls=10)
+    best, together = found["go on with the best start"], found["the same, equal scores shuffled together"]
+    assert best.accuracy.high < found["random"].accuracy.value - 0.05  # worse than chance, with nothing known
+    assert best.accuracy.covers(together.accuracy.value)
+    assert found["the same, scores shuffled"].accuracy.value == pytest.approx(found["random"].accuracy.value, abs=0.04)
+    assert found.about["equal scores"] == {"right": 1.0, "wrong": 0.0}
+    chosen = early_stopping.going_on(
+        early_stopping.typical(data["scores"][:, None], data["questions"]), data["questions"]
+    )
+    assert data["correct"][chosen].mean() > found["random"].accuracy.high
+
+
+def test_equal_scores_of_a_question_stay_equal_when_they_are_shuffled_together():
+    from latentlens.values.sample_choices import together
+
+    score = np.array([[1.0, 1.0 + 1e-9, 1.0, 1.0, 5.0], [7.0, 2.0, np.nan, 2.0, np.nan]])
+    rng, odd = np.random.default_rng(0), []
+    for _ in range(600):
+        moved = together(score, rng)
+        assert len(set(moved[0, :4].tolist())) == 1 or np.isnan(moved[0, :4]).all()
+        assert moved[1, 1] == moved[1, 3] or np.isnan(moved[1, [1, 3]]).all()
+        if np.isfinite(moved[0]).all():
+            odd.append(moved[0, 4] > moved[0, 0])
+    assert np.mean(odd) == pytest.approx(0.5, abs=0.07)  # one text of two: not one sample of five
+
+
+def test_the_most_typical_start_by_hand():
+    x = [[0.0, 7.0], [0.0, 7.0], [4.0, 7.0], [9.0, 1.0], [9.0, np.nan]]
+    found = early_stopping.typical(x, ["a", "a", "a", "b", "c"])
+    spread = np.std([0, 0, 4])
+    # the third is 4 away from both; the first two are 0 and 4 away; a question with one sample has nothing to compare
+    assert found == pytest.approx([-2 / spread, -2 / spread, -4 / spread, 0, 0], abs=1e-3)
+    noisy = np.array(x[:3]) * (1 + 1e-7 * np.random.default_rng(0).normal(size=(3, 2)))
+    assert early_stopping.typical(noisy, ["a"] * 3).tolist() == found[:3].tolist()
+    with pytest.raises(BadInput, match="must be"):
+        early_stopping.typical(x, ["a"])
+
+
 def test_a_scorer_learns_from_other_questions_and_is_known_by_what_it_learned():
     rng = np.random.default_rng(0)
     right = rng.random(300) < 0.5

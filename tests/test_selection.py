@@ -76,6 +76,22 @@ def test_the_two_majority_votes_differ():
     assert select(**{**data, "answers": None}, vote="half", **QUICK)["majority vote"].accuracy.value == 0
 
 
+def test_a_score_without_meaning_accepts_odd_samples_and_its_control_shows_it():
+    """Right samples of a question are one text, wrong ones differ: what passes a threshold alone is wrong."""
+    rng = np.random.default_rng(0)
+    right = rng.random((400, 5)) < 0.8
+    score = np.where(right, rng.normal(size=(400, 1)), rng.normal(size=(400, 5))).ravel()
+    found = select(
+        score, right.ravel(), np.repeat(np.arange(400), 5), tokens=np.full(2000, 50), n_controls=10, calibration=0.02,
+        answers=np.where(right, 0, 1 + np.arange(5)).ravel(), n_bootstrap=200,
+    )  # fmt: skip
+    accepted, together = found["first accepted, else vote"], found["the same, equal scores shuffled together"]
+    assert accepted.accuracy.covers(together.accuracy.value)
+    assert accepted.accuracy.high < found["the same, scores shuffled"].accuracy.value
+    assert together.note == "control"
+    assert found.about["equal scores"]["right"] == 1
+
+
 def test_no_answer_wins_no_vote():
     n = 8
     found = select(
@@ -128,6 +144,12 @@ def test_the_threshold_used_on_a_test_question_is_that_of_the_others():
         said = data["answers"][rows].tolist()
         hits.append(data["correct"][passed[0]] if passed else max(dict.fromkeys(said), key=said.count) == 0)
     assert found["first accepted, else vote"].accuracy.value == pytest.approx(np.mean(hits))
+
+
+def test_the_number_of_controls_changes_no_split():
+    one, two = (select(**samples(n=40), n_controls=k, **QUICK) for k in (0, 3))
+    assert one.thresholds == two.thresholds
+    assert one["first accepted, else vote"] == two["first accepted, else vote"]
 
 
 def test_calibration_questions_are_not_tested():

@@ -9,6 +9,11 @@
 stopped end in the same answers. Beside it stand the same choice on shuffled scores, and every choice that needs no
 signal.
 
+The largest of several scores belongs to a sample that stands out, and wrong samples stand out: right ones read alike.
+So the best start may be right less often than a random one although the score says nothing, or even something; the
+control in which equal scores are shuffled together does as it does. `typical` turns this round: it needs no labels, and
+goes on with the start that is most like the others.
+
 Source: Tracing the Traces (arXiv 2510.10494), table 2.
 """
 
@@ -31,8 +36,11 @@ from latentlens.values.sample_choices import (
     PolicyNumbers,
     SampleTable,
     Vote,
+    alike,
+    mean_choice,
     plurality,
     sample_table,
+    together,
 )
 from latentlens.values.selection import Selection
 
@@ -74,6 +82,33 @@ def fit_starts(features: ArrayLike, correct: ArrayLike, *, n_trees: int = 200, s
     forest = RandomForestClassifier(n_trees, random_state=seed, n_jobs=1).fit(x, y)
     digest = hashlib.sha256(x.tobytes() + y.tobytes() + f"{x.shape}|{n_trees}|{seed}".encode()).hexdigest()
     return StartScorer(forest, len(x), digest)
+
+
+def typical(features: ArrayLike, questions: ArrayLike) -> NDArray[np.float64]:
+    """How like the other starts of its question each start is: minus the median distance to them; 0 is equal to most.
+
+    A vote before there are answers. Distances are Euclidean, every feature in units of its spread among the samples of
+    the question, so that a score depends on these samples only. Compare states with what needs no model inside, such as
+    counts of the tokens written so far.
+
+    Args: features: (n, k), NaN counting as 0. questions: (n,).
+    Returns: (n,), rounded to three digits (states of equal texts differ by rounding); 0 for a sample on its own.
+    Raises: BadInput: lengths differ.
+    """
+    x, q = np.nan_to_num(np.asarray(features, dtype=np.float64)), np.asarray(questions)
+    if x.ndim != 2 or q.shape != (len(x),):
+        raise BadInput(f"features {x.shape} and questions {q.shape}: they must be (n, k) and (n,)")
+    found = np.zeros(len(x))
+    for question in np.unique(q):
+        mine = np.flatnonzero(q == question)
+        if len(mine) > 1:
+            spread = x[mine].std(0)
+            varies = spread > 1e-4 * np.abs(x[mine]).max(0)
+            z = x[mine][:, varies] / spread[varies]
+            gaps = np.linalg.norm(z[:, None] - z[None], axis=-1)
+            others = gaps[~np.eye(len(mine), dtype=bool)].reshape(len(mine), -1)
+            found[mine] = -np.median(others, axis=1)
+    return found.round(3) + 0.0
 
 
 def going_on(scores: ArrayLike, questions: ArrayLike, tau: float | None = None) -> NDArray[np.bool_]:
@@ -147,7 +182,10 @@ def early_stop(
         correct, questions, answers, vote: as for `selection.select`; samples of a question in their order.
         tokens: (n,) of the whole sample. read: (n,) that were written when it was asked, at most `tokens`.
         tau: as for `going_on`; several samples that go on vote.
-        n_controls: shuffles of the scores. n_bootstrap, seed, level: of intervals over questions.
+        n_controls: shuffles of the scores, of either kind. n_bootstrap, seed, level: of intervals over questions.
+
+    Returns: Selection; `about["equal scores"]`: how often two samples of a question that are both right, or both wrong,
+        have the same score.
     Raises: as `selection.select`.
     """
     _check_read(read, tokens, correct)
@@ -158,14 +196,14 @@ def early_stop(
         order = np.argsort(np.unique(np.asarray(questions), return_inverse=True)[1].ravel(), kind="stable")
         said = np.asarray(answers, dtype=object)[order].reshape(table.right.shape)
     name = _BEST if tau is None else _ACCEPTED
-    rng, drawn = np.random.default_rng(seed), []
+    rng, moved = np.random.default_rng(seed), {"scores shuffled": [], "equal scores shuffled together": []}
     for _ in range(n_controls):
-        moved = rng.permutation(table.score.ravel()).reshape(table.score.shape)
-        drawn.append(_stopped(table._replace(score=moved), begun, said, tau))
+        apart = rng.permutation(table.score.ravel()).reshape(table.score.shape)
+        for score, drawn in zip((apart, together(table.score, rng)), moved.values(), strict=True):
+            drawn.append(_stopped(table._replace(score=score), begun, said, tau))
     made = {name: _stopped(table, begun, said, tau)}
-    if drawn:
-        made["the same, scores shuffled"] = Choice(*(np.mean(part, axis=0) for part in zip(*drawn, strict=True)))
-    about = {"tau": tau, "n_controls": n_controls, "seed": seed}
+    made |= {f"the same, {how}": choice for how, drawn in moved.items() if (choice := mean_choice(drawn))}
+    about = {"tau": tau, "n_controls": n_controls, "seed": seed, "equal scores": alike(table)}
     return _selection(made, table, ids, vote, about, n_bootstrap, seed, level)
 
 

@@ -4,8 +4,9 @@
     tau = selection.threshold(score[cal], correct[cal], questions[cal])         # to use while writing
 
 Thresholds are calibrated on questions that are not tested. Beside the signal stand the same procedure on SHUFFLED
-scores (accepting early saves tokens whatever the score says), both meanings of "majority vote", the shortest, the first
-and a random answer, and the best possible choice.
+scores (accepting early saves tokens whatever the score says), on scores shuffled so that equal ones stay equal (what
+stands out is accepted more often than its share, whatever the score says), both meanings of "majority vote", the
+shortest, the first and a random answer, and the best possible choice.
 
 `methods.early_stopping` chooses while texts are being written.
 
@@ -13,6 +14,8 @@ Source: Tracing the Traces (arXiv 2510.10494), table 1, and its code.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,8 +28,10 @@ from latentlens.values.sample_choices import (
     PolicyNumbers,
     SampleTable,
     Vote,
+    alike,
     mean_choice,
     sample_table,
+    together,
 )
 from latentlens.values.selection import Selection
 
@@ -96,7 +101,7 @@ def select(
         raise TooFewExamples(f"{n_questions} questions with {n_samples} samples: at least 4 with 2 are needed")
     if not 0 < calibration < 1:
         raise BadInput(f"calibration={calibration}: a share of the questions, for instance .3")
-    rng = np.random.default_rng(seed)
+    rng, chance = np.random.default_rng(seed), np.random.default_rng([seed, 1])  # controls do not move the splits
     tested: list[NDArray] = []
     found: dict[str, list[Choice]] = {}
     taus: list[float] = []
@@ -107,9 +112,9 @@ def select(
         tested.append(order[cut:])
         taus.append(_threshold(fit))
         made: dict[str, Choice | None] = {"first accepted, else vote": _accept(test, taus[-1])}
-        made["the same, scores shuffled"] = mean_choice(
-            [_shuffled(fit, test, rng) for _ in range(n_controls)] if n_controls else []
-        )
+        for name, move in (("scores shuffled", _apart), ("equal scores shuffled together", together)):
+            drawn = [_moved(fit, test, move, chance) for _ in range(n_controls)]
+            made[f"the same, {name}"] = mean_choice(drawn)
         made |= {name: policy(test) for name, policy in SIMPLE.items()}
         for name, choice in made.items():
             if choice is not None:
@@ -121,6 +126,7 @@ def select(
     reference = joined["majority vote"].right
     policies = tuple(numbers.policy(n, c, reference, everything, NOTES.get(n, "")) for n, c in joined.items())
     about = {"n_splits": n_splits, "calibration": calibration, "seed": seed, "questions": len(ids)}
+    about |= {"equal scores": alike(table)}
     return Selection(policies, tuple(taus), n_questions, n_samples, vote, about)
 
 
@@ -138,10 +144,16 @@ def _accept(table: SampleTable, tau: float) -> Choice:
     return Choice(right.astype(float), spent[rows, last], last + 1.0)
 
 
-def _shuffled(fit: SampleTable, test: SampleTable, rng: np.random.Generator) -> Choice:
+def _apart(score: NDArray, rng: np.random.Generator) -> NDArray:
+    return rng.permutation(score.ravel()).reshape(score.shape)
+
+
+def _moved(
+    fit: SampleTable, test: SampleTable, move: Callable[..., NDArray], rng: np.random.Generator
+) -> Choice:  # fmt: skip
     """Thresholds and decisions of the same procedure when scores belong to other samples."""
-    move = lambda t: t._replace(score=rng.permutation(t.score.ravel()).reshape(t.score.shape))
-    return _accept(move(test), _threshold(move(fit)))
+    fit, test = (t._replace(score=move(t.score, rng)) for t in (fit, test))
+    return _accept(test, _threshold(fit))
 
 
 def _threshold(table: SampleTable) -> float:

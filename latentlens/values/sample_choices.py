@@ -46,6 +46,40 @@ def mean_choice(choices: list[Choice]) -> Choice | None:
     return Choice(*(np.mean(part, axis=0) for part in zip(*choices, strict=True))) if choices else None
 
 
+def together(score: NDArray, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Scores given to other samples, except that samples of one question with equal scores keep an equal score.
+
+    Samples that read alike have one score whatever it measures, and right samples often read alike where every wrong
+    one is wrong in its own way. Of five samples of which four are alike, the largest of ANY function of their states is
+    the odd one's half of the time, not a fifth of it. Moving each score on its own hides that.
+
+    Args: score: (questions, samples).
+    """
+    codes, values = _equals(score)
+    return rng.permutation(values)[codes].reshape(score.shape)
+
+
+def alike(table: SampleTable) -> dict[str, float]:
+    """How often two samples of a question that are both right, or both wrong, have equal scores; NaN without such."""
+    codes = _equals(table.score)[0].reshape(table.score.shape)
+    first, second = np.triu_indices(table.score.shape[1], 1)
+    equal = codes[:, first] == codes[:, second]
+    both = {"right": table.right[:, first] & table.right[:, second]}
+    both["wrong"] = ~table.right[:, first] & ~table.right[:, second]
+    return {name: float(equal[pairs].mean()) if pairs.any() else float("nan") for name, pairs in both.items()}
+
+
+def _equals(score: NDArray) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """A code for each sample, the same for equal scores of one question, and the score of each code."""
+    known = score[np.isfinite(score)]
+    grain = (float(np.ptp(known)) if len(known) else 0.0) * 1e-6 or 1.0  # states of equal texts differ by rounding
+    rounded = np.where(np.isfinite(score), np.round(score / grain), np.inf)
+    rows = np.broadcast_to(np.arange(len(score))[:, None], score.shape)
+    pairs = np.stack([rows.ravel(), rounded.ravel()], 1)
+    _, at, codes = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
+    return codes.ravel(), score.ravel()[at]
+
+
 def all_samples(table: SampleTable, right: NDArray) -> Choice:
     """A choice that every sample was written for."""
     n = table.right.shape[1]
@@ -76,6 +110,7 @@ SIMPLE: dict[str, Callable[[SampleTable], Choice]] = {
 }
 NOTES = {
     "the same, scores shuffled": "control",
+    "the same, equal scores shuffled together": "control",
     "the same, labels shuffled": "control",
     "more than half right": "needs the answers",
     "best possible": "needs the answers",

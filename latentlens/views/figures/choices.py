@@ -17,7 +17,7 @@ _NEEDS_ANSWERS = "needs the answers"
 def choices(found: Selection) -> Figure:
     """Accuracy of every way of choosing against the tokens that it saves; up and to the right is better.
 
-    Blue: by the signal. Grey: its control (the same with shuffled scores or labels), and open grey what only somebody
+    Blue: by a signal. Grey: its control (the same with shuffled scores or labels), and open grey what only somebody
     who knows the answers could do. Orange: the majority vote, with a line across. Green: ways that need no signal.
 
     Args: found: from `selection.select`, `early_stopping.early_stop` or `early_stopping.early_path`.
@@ -25,9 +25,9 @@ def choices(found: Selection) -> Figure:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    signal = found.policies[0].name
+    plain = ("majority vote", "shortest", "first", "random")
     groups: dict[str, tuple[str, str, list[Policy]]] = {
-        "by the signal": (BLUE, "circle", [p for p in found if p.name == signal]),
+        "by the signal": (BLUE, "circle", [p for p in found if not p.note and p.name not in plain]),
         "control": (CONTROL, "square", [p for p in found if p.note == "control"]),
         "majority vote": (ORANGE, "diamond", [p for p in found if p.name == "majority vote"]),
         "without a signal": (GREEN, "triangle-up", [p for p in found if p.name in ("shortest", "first", "random")]),
