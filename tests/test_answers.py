@@ -4,7 +4,7 @@ import pytest
 
 from latentlens.errors import BadInput
 from latentlens.methods import answers
-from latentlens.values.questions import REGIMES, Question, load, prompt, read
+from latentlens.values.questions import REGIMES, Question, drawn, load, prompt, read
 
 SUM = Question("What is 12 + 5?", "17")
 CHOICE = Question("Which is a number?", "B", ("a cup", "seven", "a pen"))
@@ -38,6 +38,9 @@ def test_one_percent_or_the_same_integer_part_is_right(text, right):
         ("A. it is", "A"),
         ("I do not know", None),
         ("B", "B"),
+        ("Answer: a cup, I think", None),
+        ("Final answer: b.", "B"),
+        ("\\boxed{c}", "C"),
     ],
 )
 def test_a_letter_is_read(text, letter):
@@ -52,6 +55,18 @@ def test_text_is_cut_where_it_should_have_stopped():
     assert answers.tokens_kept(["\n\n", "17", "\n\n", "more"], "direct") == 3
     assert answers.tokens_kept(["17", "\n\n", "more"], "cot") == 3
     assert answers.tokens_kept([], "cot") == 0
+
+
+def test_what_is_in_the_box_is_written_before_a_text_stops():
+    pieces = [*["x "] * 80, "\\boxed{", "B", "}", " and more"]
+    kept = answers.tokens_kept(pieces, "cot", multiple_choice=True)
+    assert kept == 82
+    assert answers.letter_in("".join(pieces[:kept]), CHOICE.letters) == "B"
+
+
+def test_an_endless_number_is_no_answer():
+    assert answers.number_in("#### " + "9" * 400) is None
+    assert answers.is_right("9" * 400, SUM) is False
 
 
 def test_a_multiple_choice_text_writes_its_least_first():
@@ -76,6 +91,8 @@ def test_other_rows_are_refused_and_their_columns_named(columns):
         read([{"title": "x"}], columns)
     with pytest.raises(BadInput):
         read([{"question": "q", "answer": "#### ", "choices": ("a",)}], "plain")
+    with pytest.raises(BadInput, match="no plain row"):
+        read([{"question": "Where?", "answer": "Paris"}])  # compared as a number, no text could be right
 
 
 def test_prompts_end_as_the_paper_says_or_alike():
@@ -104,7 +121,15 @@ def test_questions_come_from_a_local_file(tmp_path):
     rows = [{"question": f"q{i}", "answer": i} for i in range(9)]
     file = tmp_path / "some.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    drawn = load(str(file), n=4, seed=1)
-    assert len(set(drawn)) == 4
-    assert drawn == load(str(file), n=4, seed=1)
-    assert drawn == load(str(file), n=9, seed=1)[:4]
+    asked = load(str(file), n=4, seed=1)
+    assert [q.text for q in asked] == [f"q{i}" for i in drawn(9, 4, 1)]
+    assert len(set(asked)) == 4
+    assert asked == load(str(file), n=4, seed=1)
+    assert [q.text for q in load(str(file), n=50)] == [f"q{i}" for i in range(9)]
+    with pytest.raises(BadInput, match="at least one"):
+        load(str(file), n=0)
+
+
+def test_the_papers_problems_are_drawn_with_its_seed():
+    """The first rows of GSM8K that the second version of the paper lists."""
+    assert drawn(1319, 200, 42)[:5] == [1, 6, 13, 14, 23]

@@ -6,6 +6,7 @@ what its accuracies measure.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -37,8 +38,9 @@ def number_in(text: str) -> float | None:
 def letter_in(text: str, letters: Sequence[str]) -> str | None:
     """The choice a text names: after the same marks, else in a box, else the first letter that stands alone."""
     allowed = "".join(letters)
+    small = rf"[{allowed.lower()}](?=\s*(?:[).:}}\n]|$))"  # "answer: a cup" names no choice
     for mark in (*_MARKS, r"\\boxed\{", r"answer is"):
-        found = re.findall(rf"{mark}\s*\(?([{allowed}])\b", text, flags=re.IGNORECASE)
+        found = re.findall(rf"(?i:{mark})\s*\(?([{allowed}]|{small})\b", text)
         if found:
             return found[-1].upper()
     alone = re.search(rf"(?<![A-Za-z])\(?([{allowed}])(?:[).:]|\s*$)", text)
@@ -55,21 +57,22 @@ def is_right(text: str, question: Question) -> bool:
     said, true = number_in(text), _float(question.answer)
     if said is None or true is None:
         return False
-    return abs(said - true) <= 0.01 * abs(true) or int(said) == int(true)
+    return abs(said - true) <= 0.01 * abs(true) or math.trunc(said) == math.trunc(true)
 
 
 def tokens_kept(pieces: Sequence[str], regime: Regime, *, multiple_choice: bool = False) -> int:
     r"""How many tokens would have been written under the paper's stopping rules.
 
     Writing ends after `#### digit` or `\boxed{`, and, for a direct answer, after an empty line; in multiple choice
-    not before `LEAST_TOKENS`. As greedy text does not depend on when it stops, cutting is as good as stopping.
+    not before `LEAST_TOKENS`. What a mark opens is let come (the published code may stop between `\boxed{` and what is
+    in the box, or between two digits). As greedy text does not depend on when it stops, cutting is as good as stopping.
 
     Args: pieces: the text of each token. regime. multiple_choice: whether the question has choices.
     Returns: between 1 and len(pieces), or 0 for no tokens.
     """
     ends = [r"####\s*-?\$?\s*\d", r"\\boxed\{"] + ([r"\S[\s\S]*\n\n"] if regime == "direct" else [])
     if multiple_choice:
-        ends[0] = r"####\s*\(?[A-Za-z\d]"
+        ends[:2] = [r"####\s*\(?[A-Za-z\d]", r"\\boxed\{\s*\(?[A-Za-z\d]"]
     least = LEAST_TOKENS[regime] if multiple_choice else 1
     text = ""
     for i, piece in enumerate(pieces, start=1):
@@ -103,6 +106,7 @@ def reasoning_tokens(pieces: Sequence[str], end: str) -> int:
 def _float(text: str) -> float | None:
     cleaned = re.sub(r"[$,\s]", "", text).rstrip(".")
     try:
-        return float(cleaned)
+        value = float(cleaned)
     except ValueError:
         return None
+    return value if math.isfinite(value) else None  # 400 digits in a row are no answer

@@ -8,6 +8,7 @@ The instructions are our own words; regimes and endings are those of Intention C
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -39,9 +40,12 @@ def load(
 ) -> list[Question]:
     """Draw questions from a data set of the hub, or from a local file of JSON lines.
 
+    The draw is that of the published code, `sorted(random.Random(seed).sample(range(rows), n))`: with seed 42 and 200
+    of the 1319 test rows of GSM8K the paper's own, 1, 6, 13, 14, 23, ...
+
     Args: data: hub name or path (.json, .jsonl). config: configuration of a hub data set. columns: as `read`.
         split: of a hub data set. n: at most so many. seed: of the draw.
-    Raises: BadInput: as `read`.
+    Raises: BadInput: as `read`, or n below 1.
     """
     import datasets
 
@@ -49,8 +53,14 @@ def load(
         rows = datasets.load_dataset("json", data_files=data, split="train")
     else:
         rows = datasets.load_dataset(data, config, split=split)
-    shuffled: Any = rows.shuffle(seed=seed)  # type: ignore[union-attr, call-arg]
-    return read(shuffled.select(range(min(n, len(shuffled)))), columns)
+    return read(rows.select(drawn(len(rows), n, seed)), columns)  # type: ignore[union-attr, arg-type]
+
+
+def drawn(rows: int, n: int, seed: int) -> list[int]:
+    """Which rows are asked, ascending. Raises: BadInput: n below 1."""
+    if n < 1:
+        raise BadInput(f"n={n}: draw at least one question")
+    return sorted(random.Random(seed).sample(range(rows), min(n, rows)))
 
 
 def read(rows: Iterable[Mapping[str, Any]], columns: str = "plain") -> list[Question]:
@@ -124,7 +134,10 @@ def _aqua(row: Mapping[str, Any]) -> Question:
 
 
 def _plain(row: Mapping[str, Any]) -> Question:
-    return Question(row["question"], str(row["answer"]).strip(), tuple(row.get("choices") or ()))
+    answer, choices = str(row["answer"]).strip(), tuple(row.get("choices") or ())
+    if not choices:
+        float(answer.replace(",", "").replace("$", ""))  # answers are compared as numbers
+    return Question(row["question"], answer, choices)
 
 
 #: How each data set names its columns.
