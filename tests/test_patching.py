@@ -277,6 +277,20 @@ def test_integrated_gradients_over_all_positions_add_up_to_the_effect_of_the_sit
     assert gap[1] < (0.05 if rule == "midpoint" else 0.3) * np.abs(exact).max()
 
 
+def test_integrated_gradients_have_random_changes_beside_them():
+    lm = loaded()
+    one = {"method": "integrated gradients", "steps": 1, "rule": "left"}  # one gradient at the start: attribution
+    asked = ["resid_post[1]", ll.Mediator("z[1]", "last", heads=1)]
+    near, plain = (lm.patch(asked, CLEAN, CORRUPT, METRIC, **how) for how in (one, {"method": "attribution"}))
+    np.testing.assert_allclose(near.random, plain.random, atol=1e-5)
+    assert np.isfinite(near.random).all()
+    assert near.unrelated is None
+    assert lm.patch(asked, CLEAN, CORRUPT, METRIC, controls=False, **one).random is None
+    draws = [lm.patch("resid_post[1]", CLEAN, CORRUPT, METRIC, seed=s, **one) for s in range(40)]
+    chance = np.stack([d.random[:, 0] - d.base for d in draws])
+    assert (np.abs(chance.mean(0)) < 3 * chance.std(0) / 40**0.5 + 1e-6).all()  # nothing on average
+
+
 def test_integrated_gradients_over_all_latents_add_up_to_swapping_them_all():
     lm = loaded()
     sae = make(d_in=32, d_sae=12, site="resid_post[1]")
@@ -517,6 +531,28 @@ def test_probes_directions_and_latents_can_be_asked_for_their_effect(organism):
     assert abs(found["latent"].pooled.value) < found["mean difference"].pooled.value
     for direct in (probe, probe.direction, (sae, 3)):
         assert organism.indirect_effect(direct, clean[:4], corrupt[:4], ("True", "False"), controls=False).n == 4
+
+
+def test_every_kind_of_probe_can_be_asked_for_its_effect(organism):
+    from latentlens.methods.class_probe import fit_classes
+    from latentlens.methods.contrast_probe import fit_contrast
+    from latentlens.methods.token_probe import fit_tokens
+
+    clean, corrupt, creature = statements(20)
+    site, texts, labels = "resid_post[4]", [*clean, *corrupt], [True] * 20 + [False] * 20
+    acts = organism.activations(texts, sites=["resid_post[3]", site], where="last")
+    tokens = organism.activations(texts, sites=site, where="all")
+    x, pairs = acts[site].float(), (clean[:3], corrupt[:3], ("True", "False"))
+    asked = {
+        "contrast": fit_contrast(x[:20], x[20:], site=site, restarts=2, steps=50),
+        "attention": fit_tokens(tokens, labels, site=site, steps=20),
+        "several sites": ll.probe.fit(acts, labels, groups=creature * 2, n_controls=1),
+        "several classes": fit_classes(acts, labels, site=site, groups=creature * 2, n_controls=1),
+    }
+    names = {name: [e.name for e in organism.indirect_effect(p, *pairs, controls=False)] for name, p in asked.items()}
+    assert [len(v) for v in names.values()] == [1, 1, 2, 2]
+    assert names["several classes"] == ["False", "True"]
+    assert [name.split()[0] for name in names["several sites"]] == ["resid_post[3]", site]
 
 
 def test_texts_that_are_not_one_token_are_refused_with_their_pieces(organism):

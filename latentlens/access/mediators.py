@@ -87,6 +87,7 @@ def joints(lm: LensModel, given: Any) -> list[Joint]:
 
     Raises: BadInput: nothing, something that cannot be patched, or two of one name. SiteNotFound.
     """
+    given = _unfolded(given)
     if isinstance(given, Mapping):
         found = [Joint(str(name), _parts(lm, one)) for name, one in given.items()]
     else:
@@ -103,6 +104,13 @@ def joints(lm: LensModel, given: Any) -> list[Joint]:
     if twice:
         raise BadInput(f"two mediators are called {twice[0]!r}: give {{name: mediator}}")
     return found
+
+
+def _unfolded(given: Any) -> Any:
+    """A probe of several classes as {class: direction}, a sweep over sites as a list of probes; others as they are."""
+    if isinstance(classes := getattr(given, "directions", None), Mapping):
+        return classes
+    return list(given.probes) if hasattr(given, "probes") else given
 
 
 def _parts(lm: LensModel, given: Any) -> tuple[Mediator, ...]:

@@ -60,9 +60,9 @@ def patch(
     """The metric of every prompt, untouched and with each mediator as it is in the other prompt of its pair.
 
     Args:
-        mediators: a site ("resid_post[*]" is one mediator a block), a Direction, a probe, (sae, latent), an
-            `ll.Mediator`, a list of these, or {name: one}. A list inside, and a pattern under a name, are swapped
-            together.
+        mediators: a site ("resid_post[*]" is one mediator a block), a Direction, a probe (of several sites or classes:
+            one mediator each), (sae, latent), an `ll.Mediator`, a list of these, or {name: one}. A list inside, and a
+            pattern under a name, are swapped together.
         clean, corrupt: prompts in pairs, as for `lm.activations`.
         metric: `ll.LogitDifference(right, wrong)`, a pair (right, wrong) of tokens, or a function from the logits of
             the last position (n, vocab) to (n,). A function's values are not kept in the cache, unless it has a
@@ -75,7 +75,8 @@ def patch(
             (position in the edited prompt, position in the other).
         direct: also run the source prompts with each mediator as in the base, for natural direct effects.
         controls: also swap in the states of a prompt that has nothing to do with the pair, and add random vectors of
-            the norm of each change. Not with integrated gradients.
+            the norm of each change. With integrated gradients only the latter, by the mean gradient of the same path:
+            another prompt lies at the end of another path.
         unrelated: prompts to take the first control from. By default those of other pairs in the condition of the
             prompt that is edited: what is left of an effect is then the replacement itself.
         groups: one a pair; an unrelated prompt comes from another group.
@@ -103,7 +104,8 @@ def patch(
         pool = None if unrelated is None else lm.tokens(unrelated)
         others = strangers(base, source, pool, align, groups, seed)
     pairs = Pairs(base, source, alignments(base, source, align), others)
-    job = _Job(lm, wanted, pairs, pairs.spots(wanted), read_metric(lm, metric, len(base)), direct, seed, cached)
+    measured = read_metric(lm, metric, len(base))
+    job = _Job(lm, wanted, pairs, pairs.spots(wanted), measured, direct, controls, seed, cached)
     points = [0.0] if method == "attribution" else nodes(steps, rule).tolist()
     with Kept(lm, cached) as kept, Progress("patch", job.tokens(method, points), "tok") as bar:
         for chunk in pairs.chunks(job.rows_each, lm.token_budget):
@@ -120,7 +122,7 @@ def patch(
         about |= {"steps": steps, "rule": rule}
     if others is not None:
         about["pairs without an unrelated prompt"] = sum(s is None for s in others)
-    ran = {"reversed": direct, "unrelated": others is not None, "random": others is not None}
+    ran = {"reversed": direct, "unrelated": others is not None, "random": controls}
     more = {name: job.tables[name] for name, used in ran.items() if used}
     names, parts = tuple(j.name for j in wanted), tuple(j.parts for j in wanted)
     at_base, at_source = job.ends.T
@@ -164,6 +166,7 @@ class _Job:
     spots: list[list[list[Spot]]]
     metric: Metric
     direct: bool
+    controls: bool
     seed: int
     cached: bool
     tally: Tally = field(default_factory=Tally)
@@ -274,10 +277,11 @@ class _Job:
             for j, spots in enumerate(self.spots[i]):
                 start = self.ends[i, 0]
                 self.tables["patched"][i, j] = start + sum(moved(s, states.source, s.source) for s in spots)
+                if self.controls:
+                    noise = [by_chance(s, self._seed(i, j, n)) for n, s in enumerate(spots)]
+                    self.tables["random"][i, j] = start + sum(noise)
                 if self.pairs.strangers is None:
                     continue
-                noise = [by_chance(s, self._seed(i, j, n)) for n, s in enumerate(spots)]
-                self.tables["random"][i, j] = start + sum(noise)
                 strange = [(s, s.strange) for s in spots if s.strange is not None]
                 if len(strange) == len(spots):
                     self.tables["unrelated"][i, j] = start + sum(moved(s, states.strange, at) for s, at in strange)
