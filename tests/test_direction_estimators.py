@@ -1,5 +1,7 @@
 """Estimators of directions: hand numbers, planted directions, shuffled labels, and rows in pieces."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -170,11 +172,15 @@ def test_transport_recovers_a_planted_scale_and_shift():
 
 
 def test_t_capping_by_hand():
-    """h = [3, 4], v = [1, 0], tau = 1 -> [1, 4]; v = [-1, 0], tau = -5 as a floor -> [5, 4]."""
+    """h = [3, 4]: v = [1, 0], tau = 1 -> [1, 4]; v = [-1, 0], tau = -5 -> [5, 4]: the floor v = [1, 0] at 5."""
     axis = ll.Direction(torch.tensor([2.0, 0.0]), SITE)
     rows = [[0.0, 0.0], [1.0, 9.0], [2.0, -9.0]]
     assert directions.capping(axis, rows, percentile=50, side="cap").edit(H).tolist() == [[1.0, 4.0]]
     away = ll.Direction(torch.tensor([-1.0, 0.0]), SITE)
+    capped = directions.capping(away, [[5.0, 0.0], [5.0, 1.0]], percentile=75, side="cap")
+    assert capped.high == -5
+    assert capped.edit(H).tolist() == [[5.0, 4.0]]
+    assert directions.capping(axis, [[5.0, 0.0], [5.0, 1.0]]).edit(H).tolist() == [[5.0, 4.0]]
     floor = directions.capping(away, [[5.0, 0.0], [5.0, 1.0]], percentile=25)  # all projections are -5
     assert floor.low == -5
     assert floor.edit(H).tolist() == [[3.0, 4.0]]  # -3 is above -5
@@ -358,6 +364,74 @@ def test_effects_of_steering_are_the_same_however_the_vectors_are_cut(pieces):
     weights = torch.linalg.solve(z.T @ z + penalty * torch.eye(4), z.T @ t)
     torch.testing.assert_close(found.weights, weights, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(found.bias, y.mean(0) - units.mean(0) @ weights)
+
+
+@settings(max_examples=15, deadline=None)
+@given(cut(n=60))
+def test_edits_bounds_and_candidates_are_the_same_however_the_rows_are_cut(pieces):
+    x, y, _ = planted(n=60, d=5)
+    last = Activations({Site("resid_post", b): x + b for b in (0, 1)},
+                       {"text": np.arange(60) // 2, "position": np.arange(60) % 2})  # fmt: skip
+    axis = ll.Direction(torch.ones(5), SITE)
+    edit, bound, candidates = directions.ConceptMeans(SITE), directions.ProjectionBound(axis), directions.RefusalMeans()
+    codes = torch.relu(x[:, :4])
+    model = ll.EffectModel(torch.eye(4), torch.zeros(4), SITE)
+    latents = directions.FeatureContrast(model)
+    for low, high in pieces:
+        edit.update(x[low:high], y[low:high])
+        bound.update(x[low:high])
+        texts = np.arange(2 * (low // 2), 2 * (high // 2))
+        candidates.update(last.rows(texts), y[texts // 2])
+        for side in (True, False):
+            latents.update(codes[low:high][torch.tensor(y[low:high] == side)], side)
+    expected = directions.concept_edit(x, y, 0.5, site=SITE)
+    torch.testing.assert_close(edit.finish(0.5).reference, expected.reference)
+    torch.testing.assert_close(edit.finish(0.5).direction.vector, expected.direction.vector)
+    assert bound.finish(40).low == pytest.approx(directions.capping(axis, x, percentile=40).low)
+    for one, other in zip(candidates.finish(), directions.refusal_candidates(last, y[:30]), strict=True):
+        assert (str(one.site), one.source["offset"], one.source["n"]) == (
+            str(other.site), other.source["offset"], other.source["n"])  # fmt: skip
+        torch.testing.assert_close(one.vector, other.vector, rtol=1e-4, atol=1e-5)
+    guided = directions.feature_guided(codes[torch.tensor(y)], codes[torch.tensor(~y)], model, densest=1.0)
+    torch.testing.assert_close(latents.finish(densest=1.0).vector, guided.vector)
+
+
+def test_fitters_say_what_is_missing_and_what_does_not_fit():
+    axis, model = ll.Direction(torch.ones(2), SITE), ll.EffectModel(torch.eye(2), torch.zeros(2), SITE)
+    with pytest.raises(TooFewExamples, match="no rows"):
+        directions.ProjectionBound(axis).finish()
+    with pytest.raises(TooFewExamples, match="no texts"):
+        directions.RefusalMeans().finish()
+    with pytest.raises(TooFewExamples, match="1 positive and 0 negative"):
+        directions.FeatureContrast(model).update(torch.ones(1, 2), True).finish()
+    with pytest.raises(BadInput, match="codes of 3 latents, the model has 2"):
+        directions.FeatureContrast(model).update(torch.ones(1, 3), True)
+    with pytest.raises(BadInput, match="has 2 entries, the rows"):
+        directions.ProjectionBound(axis).update([[1.0, 2.0, 3.0]])
+    labels = {"text": np.array([0, 0, 1, 1]), "position": np.array([0, 1, 0, 1])}
+    acts = Activations({Site("resid_post", 1): torch.tensor(ROWS)}, labels)
+    fitter = directions.RefusalMeans().update(acts, [True, False])
+    with pytest.raises(BadInput, match="the same every time"):
+        fitter.update(acts.rows([0, 2]), [True, False])
+
+
+def test_a_million_rows_fit_because_no_row_is_kept():
+    """A million rows of 16 in pieces; what is held afterwards is what a hundred rows leave behind."""
+
+    def held(rows, pieces):
+        fitters = [directions.MeanDifference(SITE), directions.LinearDiscriminant(SITE), directions.ConceptMeans(SITE)]
+        pairs = directions.PairComponent(SITE)
+        x = torch.randn(rows, 16, generator=torch.Generator().manual_seed(0))
+        y = np.arange(rows) % 2
+        for _ in range(pieces):
+            for fitter in fitters:
+                fitter.update(x, y)
+            pairs.update(x[y == 1], x[y == 0])
+        return sum(len(pickle.dumps(one)) for one in (*fitters, pairs)), fitters[0].finish().source["n"]
+
+    small, big = held(100, 1), held(50_000, 20)
+    assert big[1] == [500_000, 500_000]
+    assert big[0] <= small[0] + 200
 
 
 # -- heads, refusal, latents ---------------------------------------------------------------------------------

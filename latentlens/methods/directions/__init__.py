@@ -9,18 +9,21 @@
     capping      role_axis  capping
     cold         cold_edit  cold_direction  unit_kernel
 
-Those that sums suffice for have a fitter as well, which takes rows in pieces: `MeanDifference`, `MeanCentring`,
-`LinearDiscriminant`, `RoleAxis`, `PairComponent` with `MajoritySign`, `HeadMoments`, `EffectFit`. What has to run a
-model for it stands beside them: `ll.measure_refusal`, `ll.measure_effects`, `ll.train_reft`, `ll.cold_states`.
+Those that see many rows have a fitter as well, which takes them in pieces and keeps sums: `MeanDifference`,
+`MeanCentring`, `LinearDiscriminant`, `ConceptMeans`, `RoleAxis`, `PairComponent` with `MajoritySign`, `HeadMoments`,
+`RefusalMeans`, `EffectFit`, `FeatureContrast`; and `ProjectionBound`, which keeps a number a row. `linear_transport`
+needs ranks and so all rows; the others see a few examples. What has to run a model for it stands beside them:
+`ll.measure_refusal`, `ll.measure_effects`, `ll.train_reft`, `ll.cold_states`.
 docs/directions.md says what each of them needs, and where it misleads.
 """
 
-from latentlens.methods.directions.capping import RoleAxis, capping, role_axis
+from latentlens.methods.directions.capping import ProjectionBound, RoleAxis, capping, role_axis
 from latentlens.methods.directions.cold import cold_changes, cold_direction, cold_edit, unit_kernel
 from latentlens.methods.directions.components import MajoritySign, PairComponent, pair_component, plane
 from latentlens.methods.directions.heads import HeadMoments, head_directions
-from latentlens.methods.directions.latents import EffectFit, feature_guided, latent_direction
+from latentlens.methods.directions.latents import EffectFit, FeatureContrast, feature_guided, latent_direction
 from latentlens.methods.directions.means import (
+    ConceptMeans,
     LinearDiscriminant,
     MeanCentring,
     MeanDifference,
@@ -30,17 +33,21 @@ from latentlens.methods.directions.means import (
     mean_centred,
     mean_difference,
 )
-from latentlens.methods.directions.refusal import refusal_candidates, select_refusal
+from latentlens.methods.directions.refusal import RefusalMeans, refusal_candidates, select_refusal
 from latentlens.methods.directions.transport import linear_transport
 
 __all__ = [
+    "ConceptMeans",
     "EffectFit",
+    "FeatureContrast",
     "HeadMoments",
     "LinearDiscriminant",
     "MajoritySign",
     "MeanCentring",
     "MeanDifference",
     "PairComponent",
+    "ProjectionBound",
+    "RefusalMeans",
     "RoleAxis",
     "act_add",
     "capping",

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from latentlens.errors import BadInput, TooFewExamples
 from latentlens.methods.directions.means import MeanDifference
@@ -65,6 +66,38 @@ def role_axis(
     return RoleAxis(default, site, name=name, frame=frame).update(x, roles).finish()
 
 
+class ProjectionBound:
+    """Fitter of `capping`: keeps one number a row, its projection on the axis."""
+
+    def __init__(self, axis: Direction, *, site: Site | str | None = None) -> None:
+        self.axis, self.site = axis, axis.site if site is None else site
+        self._seen: list[NDArray[np.float64]] = []
+
+    def update(self, x: Any) -> Self:
+        """Take Activations, or rows (n, d), of wanted behaviour.
+
+        Raises: BadInput: width or frame. NonFiniteActivations.
+        """
+        rows = state_rows(x, self.site)
+        check_direction(self.axis, rows)
+        self.site = rows.site
+        self._seen.append((rows.values @ self.axis.unit.double()).numpy())
+        return self
+
+    def finish(self, percentile: float = 25.0, side: Literal["floor", "cap"] = "floor", **options: Any) -> Clamp:
+        """The bound of all rows taken so far.
+
+        Raises: TooFewExamples: no rows. BadInput: percentile, side.
+        """
+        if not 0 <= percentile <= 100 or side not in ("floor", "cap"):
+            raise BadInput(f"percentile={percentile} (0 to 100), side={side!r} ('floor' or 'cap')")
+        if not sum(map(len, self._seen)):
+            raise TooFewExamples("no rows to take a percentile of")
+        tau = float(np.percentile(np.concatenate(self._seen), percentile))
+        bound = {"low": tau} if side == "floor" else {"high": tau}
+        return Clamp(self.axis, **bound, site=self.site, **options)
+
+
 def capping(
     axis: Direction,
     x: Any,
@@ -93,12 +126,4 @@ def capping(
     Raises: TooFewExamples: no rows. BadInput: percentile, side, width or frame. NonFiniteActivations.
     Source: Assistant Axis (arXiv 2601.10387); its blocks are 56 to 71 of 80 in Llama 3.3 70B.
     """
-    if not 0 <= percentile <= 100 or side not in ("floor", "cap"):
-        raise BadInput(f"percentile={percentile} (0 to 100), side={side!r} ('floor' or 'cap')")
-    rows = state_rows(x, axis.site if site is None else site)
-    check_direction(axis, rows)
-    if not len(rows):
-        raise TooFewExamples("no rows to take a percentile of")
-    tau = float(np.percentile((rows.values @ axis.unit.double()).numpy(), percentile))
-    bound = {"low": tau} if side == "floor" else {"high": tau}
-    return Clamp(axis, **bound, site=rows.site, **options)
+    return ProjectionBound(axis, site=site).update(x).finish(percentile, side, **options)

@@ -108,6 +108,53 @@ class EffectFit:
         return EffectModel(weights, mean[d:] - mean[:d] @ weights, self.site, {"n": n, "ridge": self.ridge})  # pyright: ignore[reportArgumentType]
 
 
+class FeatureContrast:
+    """Fitter of `feature_guided`: keeps a sum and a count for every latent and side, and no row."""
+
+    def __init__(self, model: EffectModel) -> None:
+        self.model = model
+        self._sides = [[torch.zeros(2, model.d_sae, dtype=torch.float64), 0] for _ in range(2)]
+
+    def update(self, codes: Codes | Tensor, positive: bool) -> Self:
+        """Take rows of codes, `Codes` or (n, d_sae), of texts that show what is wanted, or of texts that do not.
+
+        Raises: BadInput: another number of latents.
+        """
+        sums, n = _sums(codes)
+        if sums.shape[1] != self.model.d_sae:
+            raise BadInput(f"codes of {sums.shape[1]} latents, the model has {self.model.d_sae}")
+        side = self._sides[bool(positive)]
+        side[0], side[1] = side[0] + sums, side[1] + n
+        return self
+
+    def finish(
+        self, *, k: int = 16, densest: float = 0.01, exclude: Any = (), balance: float = 1.0, name: str = ""
+    ) -> Direction:
+        """The direction of all rows taken so far. Args, Raises: as `feature_guided`."""
+        if k < 1:
+            raise BadInput(f"k={k}: keep at least one latent")
+        (no, n0), (yes, n1) = self._sides
+        if not n1 or not n0:
+            raise TooFewExamples(f"{n1} positive and {n0} negative rows of codes: give some on both sides")
+        density = (yes[1] + no[1]) / (n1 + n0)
+        kept = density <= densest
+        if len(list(exclude)):
+            kept[latent_index(list(exclude), self.model.d_sae)] = False
+        difference = yes[0] / n1 - no[0] / n0
+        t = torch.where(kept, difference, torch.zeros_like(difference))
+        if not bool(t.any()):
+            raise TooFewExamples(
+                f"no latent is left: {int((density > densest).sum())} of {self.model.d_sae} fire on more than "
+                f"{densest:.0%} of the rows; raise densest="
+            )
+        top = t.abs().topk(min(k, int((t != 0).sum()))).indices
+        target = torch.zeros_like(t)
+        target[top] = t[top]
+        chosen = {int(j): round(float(t[j]), 6) for j in top}
+        source = {"method": "FGAA", "latents": list(chosen), "weights": list(chosen.values())}
+        return self.model.towards(target, balance=balance, name=name or "FGAA", source=source)
+
+
 def feature_guided(
     positive: Codes | Tensor,
     negative: Codes | Tensor,
@@ -138,42 +185,17 @@ def feature_guided(
     Raises: TooFewExamples: no rows, or no latent is left. BadInput: widths, no such latent.
     Source: Soo et al. (arXiv 2501.09929); filters and k are ours where the paper is silent.
     """
-    sides = [_rates(x) for x in (positive, negative)]
-    if {len(mean) for mean, _, _ in sides} != {model.d_sae}:
-        raise BadInput(f"codes of {[len(m) for m, _, _ in sides]} latents, the model has {model.d_sae}")
-    if k < 1:
-        raise BadInput(f"k={k}: keep at least one latent")
-    (m1, r1, n1), (m0, r0, n0) = sides
-    if not n1 or not n0:
-        raise TooFewExamples(f"{n1} positive and {n0} negative rows of codes: give some on both sides")
-    density = (r1 * n1 + r0 * n0) / (n1 + n0)
-    kept = density <= densest
-    if len(list(exclude)):
-        kept[latent_index(list(exclude), model.d_sae)] = False
-    t = torch.where(kept, m1 - m0, torch.zeros_like(m1))
-    if not bool(t.any()):
-        raise TooFewExamples(
-            f"no latent is left: {int((density > densest).sum())} of {model.d_sae} fire on more than {densest:.0%} of "
-            "the rows; raise densest="
-        )
-    top = t.abs().topk(min(k, int((t != 0).sum()))).indices
-    target = torch.zeros_like(t)
-    target[top] = t[top]
-    chosen = {int(j): round(float(t[j]), 6) for j in top}
-    source = {"method": "FGAA", "latents": list(chosen), "weights": list(chosen.values())}
-    return model.towards(target, balance=balance, name=name or "FGAA", source=source)
+    fitter = FeatureContrast(model).update(positive, True).update(negative, False)
+    return fitter.finish(k=k, densest=densest, exclude=exclude, balance=balance, name=name)
 
 
-def _rates(codes: Codes | Tensor) -> tuple[Tensor, Tensor, int]:
-    """Mean activation and firing rate of every latent, and rows."""
+def _sums(codes: Codes | Tensor) -> tuple[Tensor, int]:
+    """Sum of activations and number of rows that fire, (2, d_sae), and rows."""
     if isinstance(codes, Codes):
         latents, values = codes.indices.long().cpu(), codes.values.double().cpu()
         total = torch.zeros(codes.d_sae, dtype=torch.float64).index_add_(0, latents, values)
-        count = torch.bincount(latents, minlength=codes.d_sae).double()
-        n = len(codes)
-    else:
-        dense = torch.as_tensor(codes).detach().to("cpu", torch.float64)
-        if dense.ndim != 2:
-            raise BadInput(f"codes of shape {tuple(dense.shape)}: give (n, d_sae), or Codes")
-        total, count, n = dense.sum(0), (dense != 0).double().sum(0), len(dense)
-    return total / max(n, 1), count / max(n, 1), n
+        return torch.stack([total, torch.bincount(latents, minlength=codes.d_sae).double()]), len(codes)
+    dense = torch.as_tensor(codes).detach().to("cpu", torch.float64)
+    if dense.ndim != 2:
+        raise BadInput(f"codes of shape {tuple(dense.shape)}: give (n, d_sae), or Codes")
+    return torch.stack([dense.sum(0), (dense != 0).double().sum(0)]), len(dense)

@@ -6,8 +6,8 @@
     concept_edit        h' = h - proj_r h + proj_r mean(negative) + a r                                   ACE
     act_add             v_t = h_t(prompt) - h_t(other prompt), position by position                    ActAdd
 
-A fitter (`MeanDifference`, `MeanCentring`, `LinearDiscriminant`) takes the rows in pieces, `update(x, labels)`, and
-gives the same direction at `finish()` whatever the pieces were.
+A fitter (`MeanDifference`, `MeanCentring`, `LinearDiscriminant`, `ConceptMeans`) takes the rows in pieces,
+`update(x, labels)`, and gives the same at `finish()` whatever the pieces were.
 """
 
 from __future__ import annotations
@@ -248,6 +248,20 @@ def lda(
     return fitter._direction(found.weights[0, 0], {"method": "lda", "shrinkage": "ledoit-wolf", **source})
 
 
+class ConceptMeans(MeanDifference):
+    """Fitter of `concept_edit`."""
+
+    def finish(self, amount: float = 0.0, **options: Any) -> ConceptEdit:  # type: ignore[override]
+        """The edit of all rows taken so far.
+
+        Args: amount: a. options: `where`, `schedule`, of the intervention.
+        Raises: as `MeanDifference.finish`.
+        """
+        _, reference, difference, source = self._sides()
+        direction = self._direction(difference, {"method": "mean difference", **source})
+        return ConceptEdit(direction, reference.float(), amount, **options)
+
+
 def concept_edit(
     x: Any,
     labels: Any,
@@ -270,10 +284,8 @@ def concept_edit(
     Raises: as `mean_difference`.
     Source: ACE, Marshall et al. (arXiv 2411.09003).
     """
-    fitter = MeanDifference(site, positive=positive, frame=frame).update(x, labels)
-    _, reference, difference, source = fitter._sides()
-    direction = fitter._direction(difference, {"method": "mean difference", **source})
-    return ConceptEdit(direction, reference.float(), amount, **options)
+    fitter = ConceptMeans(site, positive=positive, frame=frame).update(x, labels)
+    return fitter.finish(amount, **options)
 
 
 def act_add(prompt: Any, other: Any, *, coeff: float = 1.0, site: Site | str | None = None, **options: Any) -> AddAt:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,7 +21,59 @@ from latentlens.methods.directions.means import MeanDifference
 from latentlens.values.activations import Activations
 from latentlens.values.direction_choice import Candidate, DirectionChoice
 from latentlens.values.directions import Direction
+from latentlens.values.sites import Site
 from latentlens.values.state_rows import row_labels
+
+
+class RefusalMeans:
+    """Fitter of `refusal_candidates`: keeps a sum for every class, site and position, and no row."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[Site, int], MeanDifference] = {}
+
+    def update(self, acts: Activations, harmful: Any) -> Self:
+        """Take the last positions of some texts; one piece may hold one class only.
+
+        Raises: BadInput: texts with different numbers of rows, other sites or positions than before; labels.
+        """
+        if "text" not in acts.labels:
+            raise BadInput("activations without the label 'text': take them from lm.activations(..., where='last-5')")
+        texts, counts = np.unique(acts.labels["text"], return_counts=True)
+        if len(set(counts.tolist())) > 1:
+            raise BadInput(
+                f"texts have {counts.min()} to {counts.max()} positions: capture the same last ones of each, "
+                "where='last-5'"
+            )
+        given = harmful.tolist() if hasattr(harmful, "tolist") else list(harmful)
+        if len(given) == len(texts) != len(acts):
+            place = {text: i for i, text in enumerate(texts.tolist())}
+            given = [given[place[text]] for text in acts.labels["text"].tolist()]
+        labels = np.array([bool(label) for label in row_labels(given, len(acts))])
+        if not len(acts):
+            return self
+        order = np.lexsort((acts.labels["position"], acts.labels["text"])).reshape(len(texts), -1)
+        places = [(site, offset) for site in acts.sites for offset in range(1, order.shape[1] + 1)]
+        if self._seen and list(self._seen) != places:
+            raise BadInput(f"{len(places)} sites and positions after {len(self._seen)}: give the same every time")
+        for site, offset in places:
+            rows = order[:, -offset]
+            seen = self._seen.setdefault((site, offset), MeanDifference(site, name=f"refusal at {-offset}"))
+            seen.update(acts.rows(rows), labels[rows])
+        return self
+
+    def finish(self) -> list[Direction]:
+        """A direction for every site and position, of all texts taken so far.
+
+        Raises: TooFewExamples: no texts, or one class. BadInput: no difference somewhere.
+        """
+        if not self._seen:
+            raise TooFewExamples("no texts were taken: call update(acts, harmful) first")
+        found = []
+        for (_, offset), seen in self._seen.items():
+            one = seen.finish()
+            source = {**one.source, "method": "refusal candidate", "offset": -offset}
+            found.append(Direction(one.vector, one.site, one.name, one.frame, source))
+        return found
 
 
 def refusal_candidates(acts: Activations, harmful: Any) -> list[Direction]:
@@ -35,27 +87,7 @@ def refusal_candidates(acts: Activations, harmful: Any) -> list[Direction]:
     Raises: BadInput: texts with different numbers of rows; labels. TooFewExamples: one class.
     Source: Arditi et al. (arXiv 2406.11717), section 2.3.
     """
-    if "text" not in acts.labels:
-        raise BadInput("activations without the label 'text': take them from lm.activations(..., where='last-5')")
-    texts, counts = np.unique(acts.labels["text"], return_counts=True)
-    if len(set(counts.tolist())) > 1:
-        raise BadInput(
-            f"texts have {counts.min()} to {counts.max()} positions: capture the same last ones of each, where='last-5'"
-        )
-    given = harmful.tolist() if hasattr(harmful, "tolist") else list(harmful)
-    if len(given) == len(texts) != len(acts):
-        place = {text: i for i, text in enumerate(texts.tolist())}
-        given = [given[place[text]] for text in acts.labels["text"].tolist()]
-    labels = np.array([bool(label) for label in row_labels(given, len(acts))])
-    order = np.lexsort((acts.labels["position"], acts.labels["text"])).reshape(len(texts), -1)
-    found = []
-    for site in acts.sites:
-        for offset in range(1, order.shape[1] + 1):
-            rows = order[:, -offset]
-            one = MeanDifference(site, name=f"refusal at {-offset}").update(acts.rows(rows), labels[rows]).finish()
-            source = {**one.source, "method": "refusal candidate", "offset": -offset}
-            found.append(Direction(one.vector, one.site, one.name, one.frame, source))
-    return found
+    return RefusalMeans().update(acts, harmful).finish()
 
 
 def select_refusal(
