@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import pandas as pd
 import torch
 import typer
@@ -28,14 +27,15 @@ import typer
 import latentlens as ll
 from latentlens import organism
 from latentlens.access.style_runs import WORDINGS, StyledTasks
-from latentlens.methods import act, gact, neurons
+from latentlens.bench.styles import fit_styles, refine
+from latentlens.maths.grouped_splits import distinct_parts
 from latentlens.methods.code_language import LANGUAGES, is_valid, language_of, style_by_patterns
 from latentlens.values.style_effect import StyleEffect, arms_by_target, pooled_difference
 from latentlens.views.figures import cluster_probes, style_shares
-from latentlens.views.terminal import print_table
+from latentlens.views.terminal import print_frame
 
-SITES, PLACES = ("resid_post[*]", "z[*]", "mlp_post[*]"), ("last_prompt", "last_prompt+response")
-DRAWS, MULTIPLES, BEST = 3, (1.0, 1.5, 2.0, 3.0), ("G-ACT", "mean difference", "ACT heads", "neuron")
+PLACES, MULTIPLES = ("last_prompt", "last_prompt+response"), (1.0, 1.5, 2.0, 3.0)
+BEST = ("G-ACT", "mean difference", "ACT heads", "neuron")
 RIVALS = ("mean difference", "G-ACT, permuted", "ACT heads", "neuron", "random 0", "asked in words")
 
 
@@ -43,79 +43,7 @@ def tasks_of(path: str, sizes: list[int]) -> list[list[str]]:
     """Distinct tasks, a line each of a file or those of the embedded model's programs, in parts of these sizes."""
     n = sum(sizes)
     lines = Path(path).read_text().splitlines() if path else [str(t.group) for t in organism.texts("code", 6 * n, 1)]
-    found = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if len(found) < n:
-        raise ll.errors.TooFewExamples(f"{len(found)} different tasks: this run takes {n} (--quick takes fewer)")
-    ends = np.cumsum(sizes).tolist()
-    return [found[a:b] for a, b in zip([0, *ends], ends)]
-
-
-def contrast(states: dict, target: str) -> torch.Tensor:
-    return gact.differences(states[target], [acts for style, acts in states.items() if style != target])
-
-
-def fitted(ask: StyledTasks, tasks: list[str], tokens: list[int], k: int, seed: int):
-    """For every target: clusters with probes, heads, two neurons; and tables of their stability and brittleness."""
-    opened, named = ask.states(tasks, sites=SITES), {s: ask.states(tasks, s, sites=SITES) for s in ask.styles}
-    wordings = {w[0]: ask.states(tasks, None, i, SITES)["mlp_post"] for i, w in enumerate(ask.wordings)}
-    writes, found, stable, brittle = ll.token_writes(ask.lm, tokens), {}, [], []
-    for i, target in enumerate(ask.styles):
-        others = [j for j in range(len(ask.styles)) if j != i]
-        d = contrast({s: acts["resid_post"] for s, acts in named.items()}, target)
-        clusters = gact.fit(opened["resid_post"], d, k=k, heads=opened["z"], seed=seed)
-        heads = act.fit(named[target]["z"], [named[ask.styles[j]]["z"] for j in others], k=k, seed=seed)
-        towards = [neurons.attribution(opened["mlp_post"], writes, i, against=b) for b in ((), others)]
-        found[target], again = (clusters, heads, *towards), gact.stability(d, clusters.k, seed=seed)
-        stable.append({
-            "target": target, "prompts": "+".join(map(str, clusters.sizes)),
-            "lowest cosine to the mean": float(clusters.cosines().min()), "Rand, other seeds": again.seeds,
-            "Rand, other prompts": again.samples, "matched cosine": again.matched, "ACT accuracy": heads.accuracy,
-            "without signal": heads.control,
-        })  # fmt: skip
-        each = {name: neurons.attribution(acts, writes, i, against=others) for name, acts in wordings.items()}
-        top = [f"{one.sites[place]} {neuron}" for one in towards for place, neuron, _ in one.ranked(1)]
-        worded = neurons.agreement(each).iloc[0, 2:].to_dict() if len(each) > 1 else {}
-        brittle.append({"target": target, "largest neuron": top[0], "against the others": top[1], **worded})
-    return found, pd.DataFrame(stable), pd.DataFrame(brittle)
-
-
-def refined(ask: StyledTasks, found: dict, stream: list[str], testing: list[str], seed: int):
-    """Probes taught by judged answers to prompts that name the style, and their scores on prompts they never saw."""
-    shown, held = ask.states(stream)["resid_post"].stack(), ask.states(testing)["resid_post"]
-    stream_of, test_of = ({s: ask.states(t, s)["resid_post"] for s in ask.styles} for t in (stream, testing))
-    judged = {s: ask.answers(stream, {"asked": None}, [seed], style=s)["asked"].style for s in ask.styles}
-    online, rows, order = {}, [], np.random.default_rng(seed).permutation(len(stream))
-    for target, (one, *_) in found.items():
-        d, truth, blank = contrast(stream_of, target), one.nearest(contrast(test_of, target)), gact.forgotten(one)
-        starts = {"refined": (one, d), "refined from nothing": (blank, d), "clusters shuffled": (blank, d[:, order])}
-        made = {name: gact.taught(start, shown, of, judged[target], target) for name, (start, of) in starts.items()}
-        online[target], row = made["refined"], {"target": target}
-        for name, steering in {"fitted": one, **made}.items():
-            f1 = [score for _, score in gact.evaluate(steering, held, truth)]
-            row[name] = f"{np.mean([e.value for e in f1]):.3f}, worst {min(f1, key=lambda e: e.value).short}"
-        seen = online[target].about["refinement"]
-        rows.append({**row, "taught / refused / unknown": f"{seen.learnt} / {seen.refused} / {seen.unknown}"})
-    return online, pd.DataFrame(rows)
-
-
-def two_decimals(cell):
-    if not isinstance(cell, ll.Estimate):
-        return cell
-    return f"{cell.value:.2f} [{cell.low:.2f}, {cell.high:.2f}]" if cell.n else "-"
-
-
-def makers(found: tuple, online, m: int, at: str) -> dict:
-    """From a strength to the plan that has it, by arm."""
-    _, heads, neuron, against = found
-    return {
-        "G-ACT": lambda c: online.plan(c, m, where=at),
-        "G-ACT, soft": lambda c: online.plan(c, m, soft=True, where=at),
-        "G-ACT, permuted": lambda c: online.plan(c, m, where=at, order=np.roll(range(online.k), 1)),
-        "mean difference": lambda c: online.mean_plan(c, m, where=at),
-        "ACT heads": lambda c: heads.plan(10 * c, where=at),
-        "neuron": lambda c: neuron.plan(10 * c, where=at),
-        "neuron, contrast": lambda c: against.plan(10 * c, where=at),
-    }
+    return distinct_parts(filter(None, map(str.strip, lines)), sizes, what="tasks (--quick takes fewer)")
 
 
 def main(
@@ -148,30 +76,26 @@ def main(
     )  # fmt: skip
     fitting, tuning, stream, testing = tasks_of(tasks, [32, 8, 16, 16] if quick else [84, 16, 40, 48])
     seeds = [seed] if quick else [seed, seed + 1]
-    found, stable, brittle = fitted(ask, fitting, list(ask.telling_tokens(tuning).values()), k, seed)
-    online, taught = refined(ask, found, stream, testing, seed)
+    found, stable, brittle = fit_styles(ask, fitting, list(ask.telling_tokens(tuning).values()), k=k, seed=seed)
+    found, taught = refine(ask, found, stream, testing, seed=seed)
     print(f"fitted on {len(fitting)} prompts, refined on {len(stream)}", flush=True)
 
-    def calibrated(problems: dict) -> dict:
-        how = {"target": nats, "low": 0.02, "high": 8, "tol": 0.1, "max_iterations": 8}
-        answered = ask.nats(tuning, list(problems.values()), [seed])
-        return dict(zip(problems, ll.calibrate.kl_budget_batch(answered, len(problems), **how)))
-
-    make = {(s, at): makers(found[s], online[s], m, at) for s in names for at in ([where] if where else PLACES)}
-    tried = calibrated({one: plans["mean difference"] for one, plans in make.items()})
+    search = {"target": nats, "low": 0.02, "high": 8, "tol": 0.1, "max_iterations": 8}
+    spent = partial(ask.budgets, tuning, seeds=[seed], search=ll.calibrate.kl_budget_batch, **search)
+    make = {(s, at): found[s].arms(m, at) for s in names for at in ([where] if where else PLACES)}
+    tried = spent({one: plans["mean difference"] for one, plans in make.items()})
     kept: dict[str, float] = {}  # valid answers in the target, by the positions steered
     for (s, at), plans in make.items():
         arms = ask.answers(tuning, {"it": plans["mean difference"](tried[s, at].coeff)}, [seed])
         kept[at] = kept.get(at, 0.0) + arms["it"].hit(s).value / len(names)
     at = max(kept, key=lambda one: kept[one])
     print(f"valid answers in the target by the positions steered: {kept}", flush=True)
-    spend = calibrated({(s, arm): plan for s in names for arm, plan in make[s, at].items()})
+    spend = spent({(s, arm): plan for s in names for arm, plan in make[s, at].items()})
 
     equal, best, chosen = [], [], []
     for s in names:
         plans = {arm: plan(spend[s, arm].coeff) for arm, plan in make[s, at].items()}
-        norm = spend[s, "mean difference"].coeff
-        plans |= {f"random {i}": online[s].mean_plan(norm, m, where=at, random=i) for i in range(DRAWS)}
+        plans |= found[s].random(spend[s, "mean difference"].coeff, sites=m, where=at)
         done = ask.answers(testing, {"no edit": None, **plans}, seeds)
         words = ask.answers(testing, {"asked in words": None}, seeds, style=s)
         equal.append(StyleEffect(s, names, [*done.values(), *words.values()]))
@@ -185,7 +109,7 @@ def main(
         steered = ask.answers(testing, strong, seeds)
         best.append(StyleEffect(s, names, [done["no edit"], *steered.values(), *words.values()]))
         print(f"{s}: valid answers {done['no edit'].hit(s).short}, steered {steered['G-ACT'].hit(s).short}", flush=True)
-    one, heads = online[names[0]], found[names[0]][1]
+    one, heads = found[names[0]].online, found[names[0]].heads
     timed = ll.overhead(lm, ask.prompts(testing), {
         "mean difference": one.mean_plan(0.2, m, where=at), "G-ACT": one.plan(0.2, m, where=at),
         "G-ACT, decided once a row": one.plan(0.2, m, where=at, reads="last_prompt"),
@@ -194,10 +118,11 @@ def main(
 
     over = {arm: pooled_difference(equal, "G-ACT", arm) for arm in RIVALS[:2]}
     gaps = [{"target": e.target, **{f"minus {arm}": e.difference("G-ACT", arm) for arm in RIVALS}} for e in equal]
-    f1 = {s: [score.macro_f1 for score in found[s][0].scores] for s in names}
+    probes = pd.concat([found[s].clusters.to_frame().assign(target=s) for s in names], ignore_index=True)
+    read = ["target", "site", "accuracy", "macro-F1", "majority F1", "shuffled F1", "ACT heads F1, mean and range"]
     tables = {
-        "Macro-F1 of the cluster, held out": pd.DataFrame({"site": list(map(str, one.sites)), **f1}),
-        "The same on prompts not seen, mean of the sites": taught,
+        "The cluster of a prompt, read at each block, held out": probes[read],
+        "Its macro-F1 on prompts not seen, mean of the blocks": taught,
         f"Valid answers in the target, at {nats:g} nats an answer": arms_by_target(equal),
         "Of these: G-ACT minus another arm, paired": pd.DataFrame(gaps),
         "Valid answers in the target, each arm at its best strength": arms_by_target(best),
@@ -205,13 +130,11 @@ def main(
         "Neurons that write towards the target": brittle, "Time": timed,
     }  # fmt: skip
     for heading, frame in tables.items():
-        shown = frame.map(two_decimals)
-        print_table(heading, list(shown), shown.values.tolist())
-    probes = pd.concat([found[s][0].to_frame().assign(target=s) for s in names], ignore_index=True)
+        print_frame(heading, frame, digits=2)
     every = pd.concat([effect.to_frame() for effect in equal], ignore_index=True)
     page = ll.report(
         folder / "gact.html",
-        title="Steering the language of programs",
+        title=f"Steering the style of answers: {', '.join(names)}",
         question="Does choosing the vector for each prompt steer better than one vector for all?",
         highlights={f"G-ACT minus {arm}, all targets": difference for arm, difference in over.items()},
         sections=[
@@ -222,7 +145,7 @@ def main(
                     ll.Captioned(style_shares(best), "Each arm at its best strength."),
                 ],
             ),
-            ll.Section("Where the cluster is read", [cluster_probes({s: found[s][0] for s in names})]),
+            ll.Section("Where the cluster is read", [cluster_probes({s: found[s].clusters for s in names})]),
             *(ll.Section(heading, [frame]) for heading, frame in tables.items()),
             ll.Section("Every arm and every probe", [every, probes]),
         ],

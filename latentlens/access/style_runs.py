@@ -116,6 +116,22 @@ class StyledTasks:
 
         return answered
 
+    def budgets(
+        self,
+        tasks: Sequence[str],
+        plans: Mapping[Any, Callable[[float], Any]],
+        seeds: Sequence[int],
+        search: Callable[..., Sequence[Any]],
+        **options: Any,
+    ) -> dict[Any, Any]:
+        """The strength of every arm at which an answer is so many nats from the unsteered model, all searched at once.
+
+        Args: plans: by arm, from a strength to the plan that has it. search: `ll.calibrate.kl_budget_batch`.
+            options: of the search: `target` (nats), `low`, `high`, `tol`, `max_iterations`.
+        """
+        found = search(self.nats(tasks, list(plans.values()), seeds), len(plans), **options)
+        return dict(zip(plans, found, strict=True))
+
     def best_of(self, tasks: Sequence[str], plans: Mapping[str, Any], style: str, seeds: Sequence[int]) -> str:
         """The plan with most valid answers in a style, the first of equals."""
         arms = self.answers(tasks, plans, seeds)

@@ -7,7 +7,8 @@ random labels and five rows of each question a row-wise split reaches an AUROC o
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,3 +131,19 @@ def permuted(y: NDArray, group: NDArray, rng: np.random.Generator) -> NDArray[np
         for to, source in zip(alike, rng.permutation(alike)):
             out[members[to]] = rng.permutation(y[members[source]])
     return out
+
+
+def distinct_parts(items: Iterable[Hashable], sizes: Sequence[int], *, what: str = "items") -> list[list[Any]]:
+    """Distinct items in the order in which they come, cut into parts of these sizes; no item is in two of them.
+
+    >>> distinct_parts("abacdbe", [2, 1])
+    [['a', 'b'], ['c']]
+
+    Args: what: the items are, for the message.
+    Raises: TooFewExamples: fewer different items than the parts take.
+    """
+    found, taken = list(dict.fromkeys(items)), sum(sizes)
+    if len(found) < taken:
+        raise TooFewExamples(f"{len(found)} different {what}: the parts of {', '.join(map(str, sizes))} take {taken}")
+    ends = np.cumsum(sizes).tolist()
+    return [found[first:last] for first, last in zip([0, *ends], ends)]

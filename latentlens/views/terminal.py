@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from latentlens.values.results import Estimate
 from latentlens.values.visible import visible
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.console import Console
 
 _LOG_WIDTH = 160
@@ -57,6 +60,25 @@ def print_table(
     if note:
         console.print(Text(visible(note), style="dim"))
     console.print()
+
+
+def print_frame(
+    title: str, frame: pd.DataFrame, *, note: str = "", digits: int = 3, console: Console | None = None
+) -> None:
+    """Print a pandas frame as a closing table: estimates with their intervals, nothing where there is no number.
+
+    Args: title, note, console: as `print_table`. digits: of estimates.
+    """
+    rows = [[_short(value, digits) for value in row] for row in frame.to_numpy(dtype=object).tolist()]
+    print_table(title, [str(column) for column in frame], rows, note=note, console=console)
+
+
+def _short(value: Any, digits: int) -> Any:
+    if isinstance(value, Estimate):
+        if not value.n or math.isnan(value.value):
+            return "-"
+        return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
 
 
 def _cell(value: Any) -> str:
