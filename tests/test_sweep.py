@@ -13,6 +13,8 @@ import torch
 from families import build
 
 import latentlens as ll
+from latentlens.access import kept_rows
+from latentlens.access.kept_rows import KeptRows
 from latentlens.errors import BadInput, CacheVersion, UnsafeFile
 
 ROWS = [[5, 6, 7, 8, 9, 10, 11], [30, 31, 32], [20, 21, 22, 23, 24]]
@@ -115,6 +117,44 @@ def test_a_line_cut_short_by_a_kill_is_dropped_and_run_again(lm, tmp_path):
     assert again.equals(whole)
 
 
+def test_a_damaged_line_costs_itself_and_not_what_comes_after_it(lm, tmp_path):
+    how = {"max_new_tokens": 5, "stop_ids": (), "folder": tmp_path}
+    whole = ll.sweep(lm, ROWS, PLANS, **how)
+    lines = (tmp_path / "rows.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "rows.jsonl").write_bytes(b"".join([lines[0], b"{not json\n", *lines[2:]]))
+    again = ll.sweep(lm, ROWS, PLANS, **how)
+    assert again.attrs == {"rows_run": 1, "rows_found": 8}
+    assert again.equals(whole)
+
+
+def test_an_open_folder_is_read_once_and_what_others_append_is_found(lm, tmp_path, monkeypatch):
+    how = {"max_new_tokens": 5, "stop_ids": ()}
+    ll.sweep(lm, ROWS, PLANS, folder=tmp_path, **how)
+    parsed = []
+    loads = json.loads
+    monkeypatch.setattr(kept_rows.json, "loads", lambda raw: parsed.append(raw) or loads(raw))
+    kept = KeptRows(tmp_path)
+    assert len(parsed) == len(kept) == 9
+    assert ll.sweep(lm, ROWS, PLANS, folder=kept, **how).attrs == {"rows_run": 0, "rows_found": 9}
+    assert ll.sweep(lm, ROWS, PLANS, [1], folder=kept, **how).attrs["rows_run"] == 9
+    assert ll.sweep(lm, ROWS, PLANS, [0, 1], folder=kept, **how).attrs == {"rows_run": 0, "rows_found": 18}
+    assert len(parsed) == 9  # neither what was there nor what it wrote itself is read again
+    ll.sweep(lm, ROWS, PLANS, [2], folder=KeptRows(tmp_path), **how)  # somebody else
+    parsed.clear()
+    found = ll.sweep(lm, ROWS, PLANS, [2], folder=kept, **how)
+    assert (found.attrs["rows_run"], len(parsed)) == (0, 9)
+    assert found.equals(ll.sweep(lm, ROWS, PLANS, [2], **how))
+    (tmp_path / "rows.jsonl").unlink()
+    assert ll.sweep(lm, ROWS, PLANS, folder=kept, **how).attrs["rows_found"] == 0
+
+
+def test_the_same_row_asked_for_twice_is_written_once(lm, tmp_path):
+    how = {"max_new_tokens": 5, "stop_ids": ()}
+    frame = ll.sweep(lm, [ROWS[0], ROWS[0]], {"a": PLANS["add"], "b": PLANS["add"]}, [3], folder=tmp_path, **how)
+    assert frame.attrs == {"rows_run": 1, "rows_found": 3}
+    assert len({tuple(ids) for ids in frame["generated"]}) == 1
+
+
 @pytest.mark.parametrize("after", [1, 3])
 def test_killed_at_any_moment_it_goes_on_and_loses_no_finished_batch(tmp_path, after):
     program = textwrap.dedent(
@@ -123,17 +163,17 @@ def test_killed_at_any_moment_it_goes_on_and_loses_no_finished_batch(tmp_path, a
         sys.path.insert(0, {os.path.dirname(__file__)!r})
         import torch; torch.set_num_threads(1)
         import latentlens as ll
-        from latentlens.access import sweep as module
+        from latentlens.access import kept_rows as module
         from test_sweep import PLANS, ROWS, build
         lm = ll.load(build("Llama"), cache=False)
         lm.token_budget = 24
-        add, done = module._Store.add, []
+        add, done = module.KeptRows.add, []
         def kill(self, batch):
             if len(done) == {after}:
                 os.kill(os.getpid(), signal.SIGKILL)
             add(self, batch); done.append(1)
         if "--kill" in sys.argv:
-            module._Store.add = kill
+            module.KeptRows.add = kill
         frame = ll.sweep(lm, ROWS, PLANS, seeds=[0, 1], max_new_tokens=5, stop_ids=(), folder={str(tmp_path)!r})
         print(frame.attrs["rows_run"], frame.attrs["rows_found"], frame["text"].tolist())
         """

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
 from latentlens.access.effect import measure
 from latentlens.access.generate import Decoding, Request
 from latentlens.access.identity import context_digest, package_versions
+from latentlens.access.kept_rows import KeptRows
 from latentlens.access.recorder import Readings
 from latentlens.access.runs import decoding, run
-from latentlens.errors import BadInput, CacheError
+from latentlens.errors import BadInput
 from latentlens.values.interventions import Plan, as_plan, plan_fingerprint
 from latentlens.values.rollouts import Keep, Record, Rollout
 
@@ -39,7 +36,7 @@ def sweep(
     temperature: float = 1.0,
     record: Any = None,
     kl: bool = False,
-    folder: str | Path | None = None,
+    folder: str | Path | KeptRows | None = None,
     stop_ids: Sequence[int] | None = None,
     allow_idle: bool = True,
     keep: Keep | None = None,
@@ -59,7 +56,8 @@ def sweep(
         kl: add a column `kl`: for each generated token KL(steered || unsteered), in nats, of the distribution that it
             was drawn from. Each row is then read twice more.
         folder: where finished rows are kept. The same call on the same folder runs only what is missing; what was
-            asked of another model, plan or setting is left alone.
+            asked of another model, plan or setting is left alone. For many sweeps on one folder give an open
+            `KeptRows`, so that it is read once.
         allow_idle: whether a plan that never acts is no error; one line of the frame shows it did nothing.
         keep: an `ll.Keep`: a question asked while texts are written, about all seeds of a prompt and plan together,
             which stops some (their finish is "stopped"). It needs a name where rows are kept.
@@ -82,7 +80,7 @@ def sweep(
                 place.append((i, label, given[i]))
     if keep is not None and folder is not None and not keep.name:
         raise BadInput("rows are kept in a folder, so the question needs a name: ll.Keep(..., name='what it asks')")
-    store = _Store(Path(folder) if folder is not None else None)
+    store = KeptRows.of(folder)
     about = lm._identity.context(hash_weights=folder is not None)
     keys = [_key(about, request, how, record, kl) for request in requests]
     groups = [(i, label) for i, label, _ in place]
@@ -90,6 +88,8 @@ def sweep(
         keys = _with_groups(keys, groups, keep)
     lacking = {group for group, key in zip(groups, keys, strict=True) if key not in store}
     missing = [n for n, key in enumerate(keys) if key not in store or (keep is not None and groups[n] in lacking)]
+    if keep is None:  # the same prompt, seed and plan twice is one row
+        missing = list({keys[n]: n for n in reversed(missing)}.values())[::-1]
     store.describe({"model": lm.name, "context": about, "versions": package_versions()})
 
     def done(rollouts: dict[int, Rollout], readings: dict[int, Readings]) -> None:
@@ -167,7 +167,7 @@ def _with_groups(keys: Sequence[str], groups: Sequence[Any], keep: Keep) -> list
 
 
 def _frame(
-    store: _Store,
+    store: KeptRows,
     keys: Sequence[str],
     place: Sequence[tuple[int, str, Plan]],
     requests: Sequence[Request],
@@ -183,106 +183,3 @@ def _frame(
     frame = pd.DataFrame(lines, columns=[*_COLUMNS, *(name for name in lines[0] if name not in _COLUMNS)])
     frame.attrs.update(rows_run=n_run, rows_found=len(keys) - n_run)
     return frame
-
-
-class _Store:
-    """Finished rows, in memory and, with a folder, on disk: a line of JSON each, appended and synced batch by batch.
-
-    Readings lie in one safetensors file per batch, written and synced before the lines that name it. A line that a
-    kill has cut short is dropped when the folder is opened again.
-    """
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder, self._rows = folder, {}
-        if folder is None:
-            return
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = folder / "rows.jsonl"
-            self._file.touch()
-            self._read()
-        except OSError as error:
-            raise CacheError(f"cannot keep the sweep in {folder}: {error.strerror or error}") from error
-
-    def _read(self) -> None:
-        whole = 0
-        for raw in self._file.read_bytes().splitlines(keepends=True):
-            try:
-                line = json.loads(raw) if raw.endswith(b"\n") else None
-            except json.JSONDecodeError:
-                line = None
-            if line is None:
-                break
-            self._rows[line.pop("key")] = line
-            whole += len(raw)
-        if whole < self._file.stat().st_size:
-            os.truncate(self._file, whole)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._rows
-
-    def __getitem__(self, key: str) -> dict[str, Any]:
-        row = dict(self._rows[key])
-        stored = row.pop("readings_in", None)
-        return {**row, **self._load(stored, key)} if stored else row
-
-    def describe(self, about: Mapping[str, Any]) -> None:
-        """Leave a manifest beside the rows."""
-        if self.folder is not None:
-            (self.folder / "sweep.json").write_text(json.dumps(about, indent=2, default=str) + "\n")
-
-    def add(self, batch: Mapping[str, tuple[Rollout, Readings | None, list[float] | None]]) -> None:
-        """Keep a finished batch; once this returns, a kill does not lose it."""
-        lines, tensors = [], {}
-        for key, (rollout, read, moved) in batch.items():
-            row: dict[str, Any] = {
-                "prompt": rollout.prompt,
-                "text": rollout.text,
-                "generated": list(rollout.generated),
-                "n_tokens": len(rollout.generated),
-                "finish": rollout.finish,
-                **({} if moved is None else {"kl": moved}),
-            }
-            arrays = _arrays(read) if read is not None else {}
-            self._rows[key] = {**row, **arrays}
-            if self.folder is not None:
-                tensors |= {f"{key}|{name}": torch.from_numpy(value) for name, value in arrays.items()}
-                lines.append({"key": key, **row})
-        if self.folder is not None:
-            self._write(lines, tensors)
-
-    def _write(self, lines: list[dict[str, Any]], tensors: dict[str, torch.Tensor]) -> None:
-        from safetensors.torch import save_file
-
-        assert self.folder is not None
-        if tensors:
-            digest = hashlib.sha256("".join(sorted(tensors)).encode()).hexdigest()[:16]
-            name, partial = f"readings-{digest}.safetensors", self.folder / f"readings-{digest}.partial"
-            save_file(tensors, partial)
-            _sync(partial)
-            partial.replace(self.folder / name)
-            lines = [{**line, "readings_in": name} for line in lines]
-        with self._file.open("ab") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _load(self, name: str, key: str) -> dict[str, Any]:
-        from safetensors import safe_open
-
-        assert self.folder is not None
-        with safe_open(str(self.folder / name), framework="np") as file:
-            mine = [one for one in file.keys() if one.startswith(f"{key}|")]  # noqa: SIM118 - not a mapping
-            return {one.partition("|")[2]: file.get_tensor(one) for one in mine}
-
-
-def _arrays(read: Readings) -> dict[str, np.ndarray]:
-    found = {"positions": np.array(read.positions, dtype=np.int64)}
-    for moment, sites in read.values.items():
-        found |= {f"{moment} {site}": value.float().numpy() for site, value in sites.items()}
-    return found
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentlens.access.identity import context_digest
+from latentlens.access.kept_rows import KeptRows
 from latentlens.access.sweep import sweep
 from latentlens.errors import BadInput
 from latentlens.values.arguments import known_unit
@@ -71,6 +72,7 @@ class Study:
         self.folder = Path(folder) if folder is not None else None
         self.labels: dict[int, str] = dict(task.labels or {})
         self.rows_run = self.rows_found = 0
+        self._rows: KeptRows | None = None
 
     def _site(self, spec: Any) -> Any:
         if spec is None:
@@ -130,6 +132,20 @@ class Study:
         frame = self._swept([list(row.ids) for row in rows], {name: plans[labels[name]] for name in labels}, [seed])
         return {labels[name]: some["text"].tolist() for name, some in frame.groupby("plan", sort=False)}
 
+    @property
+    def rows(self) -> KeptRows | None:
+        """Answers in the folder, opened once for all parts."""
+        if self._rows is None and self.folder is not None:
+            self._rows = KeptRows(self.folder / "rows")
+        return self._rows
+
+    def of_model(self, lm: LensModel) -> Study:
+        """The same study of another model, with the same labels, in the same folder."""
+        same: dict[str, Any] = {"unit": self.unit, "prior": self.prior, "bounds": self.bounds, "folder": self.folder}
+        its = Study(lm, self.sae, self.task, hook=self.hook, readout=self.reading.site, **same)
+        its.labels, its._rows = self.labels, self.rows
+        return its
+
     def _swept(self, prompts: Any, plans: Mapping[str, Any], seeds: Any, max_new_tokens: int | None = None) -> Any:
         frame = sweep(
             self.lm,
@@ -138,7 +154,7 @@ class Study:
             seeds,
             max_new_tokens=max_new_tokens or self.task.max_new_tokens,
             temperature=self.task.temperature,
-            folder=self.folder / "rows" if self.folder else None,
+            folder=self.rows,
         )
         self.rows_run += frame.attrs["rows_run"]
         self.rows_found += frame.attrs["rows_found"]
