@@ -6,11 +6,12 @@ tuned.lm.generate(...)
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from torch.nn import functional
 from latentlens.access.identity import context_digest
 from latentlens.access.model import load
 from latentlens.access.progress import Progress
+from latentlens.access.quantisation import differentiable
 from latentlens.errors import BadInput
 from latentlens.values.masked_rows import IGNORED, MaskedRow
 
@@ -52,6 +54,11 @@ class Tuned:
         losses = f"last loss {self.losses[-1]:.3f}, held out {self.held_out:.3f}"
         return f"Tuned({self.lm.name}: {len(self.losses)} steps, {losses})"
 
+    def close(self) -> None:
+        """Take the adapters out of a quantised model, which then is what it was; of other models there is a copy."""
+        if self.lm.quantization and _has_adapters(self.lm.model):
+            self.lm.model.unload()
+
 
 def tune(
     lm: LensModel,
@@ -72,19 +79,23 @@ def tune(
         loss = mean over learnt tokens of -log p(token | what comes before)
 
     Args:
-        lm: left as it is, unless it is quantised: then its adapters are put into the model itself.
+        lm: left as it is, unless it is quantised: then its adapters are put into the model itself, until `close`.
+            Adapters that a copy brings along are merged into it first.
         rows: what is learnt of each text.
         epochs, batch, lr, warmup: of the optimiser; batch in rows, warmup in steps.
         lora: adapters instead of all weights; needs peft (`pip install latentlens[finetune]`).
         held_out: share of the rows that are not trained on. seed: of order, dropout and adapters.
         folder: where the result is kept; the same call finds it there and trains nothing.
         name: of the tuned model.
-    Raises: BadInput: fewer rows than two, all weights of a quantised model, or peft is not installed.
+    Raises: BadInput: fewer rows than two, all weights of a quantised model or one that has adapters already, or peft is
+        not installed.
     """
     if len(rows) < 2 or epochs < 1 or batch < 1:
         raise BadInput(f"{len(rows)} rows (at least 2), epochs={epochs} and batch={batch} (at least 1)")
     if lm.quantization and lora is None:
         raise BadInput(f"the weights of a {lm.quantization} model cannot be trained: use lora=Lora()")
+    if lm.quantization and _has_adapters(lm.model):
+        raise BadInput(f"{lm.name} holds adapters already, and shares its weights with what was tuned: close() that first")
     config = _config(lm, rows, epochs, batch, lr, warmup, lora, held_out, seed)
     place = Path(folder) if folder is not None else None
     if place is not None and (found := _kept(lm, place, config, lora, name)) is not None:
@@ -95,15 +106,16 @@ def tune(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _adapted(lm, lora)
-        losses = _train(model, trained, epochs, batch, lr, warmup, seed)
-        with torch.no_grad():
-            parts = [_loss(model, tested[i : i + batch]) for i in range(0, len(tested), batch)]
-    tested_loss = sum(float(total) for total, _ in parts) / sum(n for _, n in parts) if parts else math.nan
-    if place is not None:
-        place.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(place)
-        record = {"config": config, "losses": losses, "held_out": tested_loss}
-        (place / _RECORD).write_text(json.dumps(record) + "\n")  # last: what lacks it is made again
+        with _trainable(model, bool(lm.quantization)):
+            losses = _train(model, trained, epochs, batch, lr, warmup, seed)
+            with torch.no_grad():
+                parts = [_loss(model, tested[i : i + batch]) for i in range(0, len(tested), batch)]
+            tested_loss = sum(float(total) for total, _ in parts) / sum(n for _, n in parts) if parts else math.nan
+            if place is not None:  # inside: asking bitsandbytes for a state dict unpacks its weights on a CPU
+                place.mkdir(parents=True, exist_ok=True)
+                model.save_pretrained(place)
+                record = {"config": config, "losses": losses, "held_out": tested_loss}
+                (place / _RECORD).write_text(json.dumps(record) + "\n")  # last: what lacks it is made again
     return Tuned(_opened(lm, model, name), tuple(losses), tested_loss)
 
 
@@ -162,12 +174,10 @@ def _loss(model: Any, rows: Sequence[MaskedRow]) -> tuple[Tensor, int]:
 
 def _adapted(lm: LensModel, lora: Lora | None) -> Any:
     """A copy whose weights can be trained; with adapters, only these can."""
-    model = lm.model if lm.quantization else copy.deepcopy(lm.model)
     if lora is None:
-        return model.requires_grad_(True)
+        return _copied(lm).requires_grad_(True)
     peft = _peft()
-    if lm.quantization:
-        model = peft.prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})
+    model = lm.model.requires_grad_(False) if lm.quantization else _copied(lm)
     how = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -176,6 +186,31 @@ def _adapted(lm: LensModel, lora: Lora | None) -> Any:
         task_type="CAUSAL_LM",
     )
     return peft.get_peft_model(model, how)
+
+
+def _copied(lm: LensModel) -> Any:
+    """A copy; adapters in it become part of its weights."""
+    model = copy.deepcopy(lm.model)
+    return model.merge_and_unload() if _has_adapters(model) else model
+
+
+def _has_adapters(model: Any) -> bool:
+    return any(hasattr(module, "_disable_adapters") for module in model.modules())
+
+
+@contextlib.contextmanager
+def _trainable(model: Any, quantised: bool) -> Iterator[None]:
+    """A quantised model is large: its activations are computed again on the way back instead of being kept."""
+    if not quantised:
+        yield
+        return
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    getattr(model, f"{kind}_checkpointing_enable")(**{f"{kind}_checkpointing_kwargs": {"use_reentrant": False}})
+    try:
+        with differentiable(model):
+            yield
+    finally:
+        getattr(model, f"{kind}_checkpointing_disable")()
 
 
 def _opened(lm: LensModel, model: Any, name: str) -> LensModel:
@@ -195,7 +230,7 @@ def _kept(lm: LensModel, place: Path, config: str, lora: Lora | None, name: str)
     if record["config"] != config:
         return None
     if lora is not None:
-        base = lm.model if lm.quantization else copy.deepcopy(lm.model)
+        base = lm.model if lm.quantization else _copied(lm)
         model = _peft().PeftModel.from_pretrained(base, str(place)).eval()
     else:
         kind: Any = type(lm.model)

@@ -4,6 +4,8 @@ imports it; loading goes through transformers.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,6 +55,31 @@ def refuse_unpackable(model: nn.Module) -> None:
             'the model (ll.load(folder, quantization="nf4") computes such layers without packing), put it on a GPU, '
             f"or set {_FAST_PATH} = False on these layers."
         )
+
+
+@contextlib.contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """Packed 4-bit layers compute with their dequantised weights meanwhile: through packed ones no gradient flows.
+
+    Afterwards they are what they were, bit for bit. Does nothing on an accelerator.
+    """
+    from bitsandbytes.nn.modules import Linear4bit, _convert_weight_packed_for_cpu_inverse
+
+    found: list[tuple[Any, Any, Any]] = []
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit) and layer.weight.device.type == "cpu" and getattr(layer, _FAST_PATH, False):
+            found.append((layer, layer.weight.data, layer.weight.quant_state))
+            setattr(layer, _FAST_PATH, False)
+            if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
+                state = copy.deepcopy(layer.weight.quant_state)  # is changed in place
+                plain, layer.weight.quant_state = _convert_weight_packed_for_cpu_inverse(layer.weight.data, state)
+                layer.weight.data = plain
+    try:
+        yield
+    finally:
+        for layer, data, state in found:
+            layer.weight.data, layer.weight.quant_state = data, state
+            setattr(layer, _FAST_PATH, True)
 
 
 def _unpackable(model: nn.Module) -> Iterator[tuple[str, Any]]:
