@@ -22,6 +22,7 @@ import typer
 import latentlens as ll
 from latentlens import organism
 from latentlens.methods.identity_test import identity_test
+from latentlens.views import figures as plots
 from latentlens.views.terminal import print_table
 
 
@@ -81,14 +82,23 @@ def main(
     sizes = ", ".join(f"{name} ({len(a)})" for name, (a, _) in pairs.items())
     print_table("A W = I?", list(shown), shown.values.tolist(), note=f"{halvings} halvings; pairs: {sizes}")
     last = list(found)[-1]
-    matrix = found[last].to_frame().round(2).rename_axis("direction \\ classifier").reset_index()
+    matrix = found[last].to_frame().round(2).rename_axis("direction / classifier").reset_index()
     print_table(f"M at {last}, rows divided by their diagonal", list(matrix), matrix.values.tolist())
     page = ll.report(
         folder / "identity.html",
         title="Identity test",
         question="Do the directions of concepts and their classifiers invert each other?",
-        highlights={f"gap at {last}": found[last].gap, "the same, shuffled": found[last].gap_shuffled},
-        sections=[ll.Section("By site", [table]), ll.Section(f"M at {last}", [matrix])],
+        highlights={
+            name: (f"{e.value:.2f}", f"95% of {halvings} halvings: {e.low:.2f} to {e.high:.2f}")
+            for name, e in (
+                (f"gap at {last}", found[last].gap),
+                ("the same, labels shuffled", found[last].gap_shuffled),
+            )
+        },
+        sections=[
+            ll.Section(f"Directions and classifiers at {last}", [plots.identity_matrix(found[last])]),
+            ll.Section("By site", [plots.identity_by_site(found), table]),
+        ],
         manifest=ll.manifest(lm, pairs=sizes, seed=seed, forwards=acts.about["forwards"]),
     )
     print(f"{last}: {found[last]}; {acts.about['forwards']} forward passes; page: {page}")

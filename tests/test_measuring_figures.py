@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import latentlens as ll
 from latentlens.errors import BadInput
@@ -74,8 +75,11 @@ def test_choices_stand_where_their_accuracy_and_savings_are():
     by_name = {trace.name: trace for trace in figure.data}
     signal = found["go on with the best start"]
     assert (by_name["by the signal"].x[0], by_name["by the signal"].y[0]) == (signal.saved.value, signal.accuracy.value)
-    assert list(by_name["control"].text) == ["the same, scores shuffled"]
+    assert list(by_name["control"].text) == ["the same, scores shuffled", "the same, equal scores shuffled together"]
     assert set(by_name["without a signal"].text) == {"shortest", "first", "random"}
+    control = dict(zip(by_name["control"].text, by_name["control"].textposition))
+    higher, lower = sorted(control, key=lambda name: -found[name].accuracy.value)
+    assert (control[higher], control[lower]) == ("top right", "bottom right")  # their names do not lie on each other
     drawn = sum(len(trace.x) for trace in figure.data)
     assert drawn == len(found.policies)
     assert "40 questions" in figure.layout.title.subtitle.text
@@ -93,3 +97,22 @@ def test_an_early_warning_has_a_line_a_signal_over_the_tokens_read():
     assert list(lines[0].x) == [16, 24]
     assert list(lines[1].y) == [0.55, 0.7]
     assert "n = 60 at first, 12 at last" in figure.layout.title.subtitle.text
+
+
+def test_the_identity_matrix_is_as_wide_as_its_concepts_and_sites_stand_beside_their_control():
+    from latentlens.methods.identity_test import identity_test
+
+    rng = torch.Generator().manual_seed(0)
+    base = {name: torch.randn(20, 6, generator=rng) for name in ("a > b", "c > d", "<i>")}
+    pairs = {name: (x, x + 2 * torch.eye(6)[i]) for i, (name, x) in enumerate(base.items())}
+    found = identity_test(pairs, halvings=3)
+    figure = ll.plots.identity_matrix(found)
+    np.testing.assert_allclose(figure.data[0].z, found.matrix)
+    assert figure.data[0].text[1][1] == "1.00"
+    assert figure.data[0].y[2] == "&lt;i&gt;"
+    sites = ll.plots.identity_by_site({"resid_post[0]": found, "final_norm": found})
+    assert [trace.name for trace in sites.data] == ["classifiers of the concepts", "labels shuffled"]
+    assert sites.data[0].y[0] == found.gap.value
+    assert "3 halvings" in sites.layout.title.subtitle.text
+    with pytest.raises(BadInput):
+        ll.plots.identity_by_site({})

@@ -17,6 +17,7 @@ calibration_curve(report)       can a probe's probabilities be believed?
 sites_and_joins(report)         where can a concept be read, and is it more than words?
 choices(selection)              what does choosing among answers gain, and save?
 early_warning(curve)            how soon is a wrong text seen?
+identity_matrix(found)          do directions and classifiers of concepts invert each other? identity_by_site: where?
 patching_map(found)             where is the effect carried?
 carriers(found)                 by which parts, and more than by chance?
 cluster_probes(found)           where can a prompt's cluster be read?
@@ -40,6 +41,7 @@ from latentlens.views.figures.esr import (
     resistance_conditions,
 )
 from latentlens.views.figures.gact import cluster_probes, style_shares
+from latentlens.views.figures.identity import identity_by_site, identity_matrix
 from latentlens.views.figures.intention import by_regime, regimes
 from latentlens.views.figures.latents import latent_dashboard
 from latentlens.views.figures.lens import lens_at, logit_lens
@@ -67,6 +69,8 @@ __all__ = [
     "dose_response",
     "early_warning",
     "highlight",
+    "identity_by_site",
+    "identity_matrix",
     "induced_correction",
     "judge_agreement",
     "latent_dashboard",

@@ -41,7 +41,7 @@ def choices(found: Selection) -> Figure:
             x=[e.value for e in saved], y=[e.value for e in right], mode="markers+text", name=name,
             error_x=bars(saved, colour), error_y=bars(right, colour), hoverinfo="text",
             text=[safe(p.name) for p in some], textfont={"size": 11, "color": INK},
-            textposition=["top right" if p.name in ("random", "shortest") else "bottom right" for p in some],
+            textposition=[f"{_side(p, found)} right" for p in some],
             marker={"color": colour, "symbol": symbol, "size": 11}, hovertext=[_text(p) for p in some],
         )  # fmt: skip
     for vote in groups["majority vote"][2]:
@@ -93,6 +93,14 @@ def early_warning(curve: EarlyWarning) -> Figure:
         f"Among texts that still go on: n = {max(counts)} at first, {min(counts)} at last. Bands: 95% intervals, "
         "groups resampled.",
     )
+
+
+def _side(p: Policy, found: Selection) -> str:
+    """Where its name stands: away from the nearest of the points that save about as much."""
+    near = [
+        o.accuracy.value - p.accuracy.value for o in found if o is not p and abs(o.saved.value - p.saved.value) < 0.1
+    ]
+    return "top" if near and min(near, key=abs) < 0 else "bottom"
 
 
 def _text(p: Policy) -> str:
