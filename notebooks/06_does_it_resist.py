@@ -73,13 +73,12 @@ core.chosen
 core.found.examples(core.chosen.latents[0], k=4)
 
 # %% [markdown]
-# And one of them along an answer that was pushed and mended, read without the push: it lights up where the sentence
-# that left the topic ends, right before the correction.
+# And the same latent along an answer that was pushed and mended, read without the push. It lights up where a sentence
+# that left the topic ends, right before the correction, and not where one on the topic ends.
 
 # %%
 seen = study.codes(study.conversations(mended.where([0])), "response")
-peaks = seen.dense(core.chosen.latents).amax(0)
-ll.plots.highlight(seen, core.chosen.latents[int(peaks.argmax())])
+ll.plots.highlight(seen, core.chosen.latents[0])
 
 # %% [markdown]
 # ## Without them

@@ -55,6 +55,22 @@ def test_every_name_in_the_code_of_all_pages_is_public():
                 assert name in latentlens.__all__, f"{file.name}: ll.{name} ({kind})"
 
 
+def methods():
+    """Pages of the navigation's part on methods."""
+    listed = re.search(r'"Methods" = \[(.*?)\n  \]', (ROOT / "zensical.toml").read_text(), re.S)[1]
+    return re.findall(r'= "(\w+)\.md"', listed)
+
+
+@pytest.mark.parametrize("page", methods())
+def test_every_method_says_what_it_measures_how_to_read_it_how_it_fools_and_what_the_paper_left_out(page):
+    text = (DOCS / f"{page}.md").read_text()
+    headings = " ".join(re.findall(r"^## (.*)$", text, re.M))
+    for asked in ("What is measured|Operations", "How to read it", "How it fools you", "What the papers? .*left"):
+        assert re.search(asked, headings), f"{page}: no section on {asked!r}; it has {headings}"
+    assert re.search(r"^    \S.*(=|\|\|)|\| formula \|", text, re.M), f"{page}: no formula"
+    assert re.search(r"```python|^    \w+ = ll\.|lm\.generate\(", text, re.M), f"{page}: nothing to run"
+
+
 # -- the site -------------------------------------------------------------------------------------
 
 

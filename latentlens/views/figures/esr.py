@@ -49,7 +49,7 @@ def resistance_conditions(
     ends = [-0.02 * max(top, 0.05), min(1.02, 1.08 * top)]
     figure.update_xaxes(title="share of answers", tickformat=".0%", range=ends)
     figure.update_yaxes(tickvals=[-i for i in range(len(rates))], ticktext=names, range=[-len(rates) + 0.4, 0.6])
-    below = "bars: the widest of Wilson's interval and bootstraps over latents and over prompts. Grey: random latents."
+    below = "bars: widest of Wilson's interval and bootstraps over latents and prompts.<br>Grey: random latents."
     made = finish(figure, title, f"{_counts(rates)}; {below}")
     made.update_yaxes(showgrid=False, title=None)
     made.update_layout(height=170 + 34 * len(rates), margin={"l": 12 + 7 * max(map(len, names), default=0)})
