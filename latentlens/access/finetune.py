@@ -23,7 +23,7 @@ from torch.nn import functional
 from latentlens.access.identity import context_digest
 from latentlens.access.model import load
 from latentlens.access.progress import Progress
-from latentlens.access.quantisation import differentiable
+from latentlens.access.quantisation import unpacked
 from latentlens.errors import BadInput
 from latentlens.values.masked_rows import IGNORED, MaskedRow
 
@@ -207,7 +207,7 @@ def _trainable(model: Any, quantised: bool) -> Iterator[None]:
     kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     getattr(model, f"{kind}_checkpointing_enable")(**{f"{kind}_checkpointing_kwargs": {"use_reentrant": False}})
     try:
-        with differentiable(model):
+        with unpacked(model):
             yield
     finally:
         getattr(model, f"{kind}_checkpointing_disable")()
@@ -231,7 +231,8 @@ def _kept(lm: LensModel, place: Path, config: str, lora: Lora | None, name: str)
         return None
     if lora is not None:
         base = lm.model if lm.quantization else _copied(lm)
-        model = _peft().PeftModel.from_pretrained(base, str(place)).eval()
+        with unpacked(base) if lm.quantization else contextlib.nullcontext():
+            model = _peft().PeftModel.from_pretrained(base, str(place)).eval()
     else:
         kind: Any = type(lm.model)
         model = kind.from_pretrained(place, dtype=next(lm.model.parameters()).dtype)

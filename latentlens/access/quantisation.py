@@ -58,10 +58,10 @@ def refuse_unpackable(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def differentiable(model: nn.Module) -> Iterator[None]:
-    """Packed 4-bit layers compute with their dequantised weights meanwhile: through packed ones no gradient flows.
+def unpacked(model: nn.Module) -> Iterator[None]:
+    """4-bit layers that were packed for a CPU compute with their dequantised weights meanwhile.
 
-    Afterwards they are what they were, bit for bit. Does nothing on an accelerator.
+    Through packed ones no gradient flows, and asking for a state dict unpacks them for good. Afterwards they are what they were, bit for bit. Does nothing on an accelerator.
     """
     from bitsandbytes.nn.modules import Linear4bit, _convert_weight_packed_for_cpu_inverse
 
