@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+from contrasts import CONTRASTS
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NEEDED = ("jupyterlab", "anywidget", "playwright")
@@ -64,6 +65,7 @@ def lab(tmp_path_factory):
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
         "--ServerApp.port_retries=0", "--IdentityProvider.token=t", f"--ServerApp.root_dir={home}",
+        "--LabApp.expose_app_in_browser=True",
     ]  # fmt: skip
     log = (home / "lab.log").open("w")
     server = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
@@ -166,3 +168,20 @@ def test_a_mistake_is_said_in_words(page):
     page.keyboard.press("Tab")
     page.wait_for_selector(".llp-problem:not([hidden])")
     assert "must be 0 (greedy) or more" in page.inner_text(".llp-problem")
+
+
+@pytest.mark.parametrize("theme", ["JupyterLab Dark", "JupyterLab Light"])
+def test_everything_can_be_read_in_every_theme(page, theme):
+    page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
+    page.wait_for_function("theme => document.body.dataset.jpThemeName === theme", arg=theme)
+    page.fill(".llp-how input[aria-label='temperature']", "0")
+    page.click("button.llp-token[data-position='3']")
+    page.click(".llp-main")
+    page.wait_for_selector(".llp-run")
+    page.wait_for_function("() => !document.querySelector('.llp-waiting')")
+    contrasts = page.evaluate(CONTRASTS, ".llp *")
+    assert len(contrasts) > 60
+    if folder := os.environ.get("LATENTLENS_SHOTS"):  # to be looked at
+        page.screenshot(path=f"{folder}/panel {theme}.png")
+    low = [one for one in contrasts if one[2] < 4.5]
+    assert not low, low[:8]

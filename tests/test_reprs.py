@@ -132,10 +132,10 @@ def test_a_column_with_a_long_text_wraps_as_a_whole_so_that_numbers_beside_it_st
 
 def test_tokens_are_coloured_by_sign_and_strength_and_carry_their_number():
     page = tokens(["a", " b", "\n", " "], [1.0, -2.0, 0.0, float("nan")], at=1)
-    assert 'title="1" style="background:rgba(230,140,0,0.38)"' in page
-    assert 'class="ll-t ll-at" title="-2" style="background:rgba(0,114,178,0.75)"' in page
+    assert 'title="1" style="background:rgba(230,140,0,0.28)"' in page
+    assert 'class="ll-t ll-at" title="-2" style="background:rgba(0,114,178,0.55)"' in page
     assert Elements(page).written == ["a", " b", "⏎\n", "·"]
-    assert "rgba(230,140,0,0.15)" in tokens(["a"], [1.0], largest=5.0)  # a scale that several texts share
+    assert "rgba(230,140,0,0.11)" in tokens(["a"], [1.0], largest=5.0)  # a scale that several texts share
     assert "background" not in tokens(["a", "b"], [0.0, 0.0])
 
 

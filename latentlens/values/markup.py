@@ -20,6 +20,7 @@ ROWS_SHOWN = 12
 _SHORT = 44  # characters that are kept on one line
 #: Strengths on text: orange above zero, blue below; told apart with any colour vision.
 HEAT = {1: "230,140,0", -1: "0,114,178"}
+_FULL = 0.55  # opacity of full colour: the word on it can be read in light and dark themes
 
 _STYLE = """<style>
 .ll.ll{color:var(--jp-content-font-color1,var(--vscode-editor-foreground,inherit));font-size:13px;line-height:1.45;
@@ -137,7 +138,7 @@ def tokens(
     out = []
     for i, (token, value) in enumerate(zip(texts, numbers, strict=True)):
         strength = min(abs(value) / full, 1.0) if math.isfinite(value) else 0.0
-        style = f"background:rgba({HEAT[1 if value > 0 else -1]},{0.75 * strength:.2f})" if strength >= 0.01 else ""
+        style = f"background:rgba({HEAT[1 if value > 0 else -1]},{_FULL * strength:.2f})" if strength >= 0.01 else ""
         shown = token.replace("\n", "⏎\n") if token.strip(" ") else token.replace(" ", "·") or "∅"
         out.append(tag("span", shown, class_="ll-t ll-at" if i == at else "ll-t", title=f"{value:.4g}", style=style))
     return Html("".join(out))

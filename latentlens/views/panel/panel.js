@@ -27,7 +27,7 @@ function shown(word) {
 function heat(value, largest) {
   if (value === undefined || value === null || !Number.isFinite(value)) return "";
   const strength = Math.min(Math.abs(value) / (largest || 1), 1);
-  return strength < 0.01 ? "" : `rgba(${value > 0 ? ORANGE : BLUE},${(0.7 * strength).toFixed(2)})`;
+  return strength < 0.01 ? "" : `rgba(${value > 0 ? ORANGE : BLUE},${(0.55 * strength).toFixed(2)})`;
 }
 
 function number(value) {
