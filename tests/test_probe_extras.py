@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from latentlens.errors import BadInput, TooFewExamples
+from latentlens.errors import BadInput, NonFiniteActivations, TooFewExamples
 from latentlens.methods.identity_test import identity_test, sae_ceiling, scaled_product
 from latentlens.methods.latent_scores import (
     choose_latents,
     over_seeds,
+    scr,
     spurious_correlation_removal,
     targeted_probe_perturbation,
+    tpp,
 )
 from latentlens.methods.sdm import distance_share, dkw_half_width, fit_sdm, sdm_activation, similarity
 
@@ -60,6 +62,22 @@ def test_a_latent_that_is_the_probe_scores_one_and_is_chosen_on_training_rows():
     assert sae_ceiling(codes, logits, np.arange(50), np.arange(50, 100))[1] < 0.5
 
 
+def test_the_ceiling_has_an_interval_that_covers_and_chance_beside_it():
+    from latentlens.methods.identity_test import ceiling_estimates
+
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(800, 1, generator=g)
+    codes = torch.randn(800, 6, generator=g)
+    codes[:, 3] = logits[:, 0] + torch.randn(800, generator=g)  # r = 1 / sqrt(2)
+    train, test = np.arange(400), np.arange(400, 800)
+    ((found, chance),) = ceiling_estimates(codes, logits, train, test, groups=np.arange(800) // 2)
+    assert found.value == sae_ceiling(codes, logits, train, test)[0]
+    assert found.covers(0.5**0.5)
+    assert 0.05 < found.high - found.low < 0.2
+    assert found.n == 400
+    assert chance < 0.2
+
+
 def test_t12_tpp_and_scr_by_hand():
     assert targeted_probe_perturbation([0.9, 0.8, 0.85], [[0.6, 0.78, 0.85]]) == pytest.approx(0.29)
     assert spurious_correlation_removal(0.6, 0.75, 0.9) == pytest.approx(0.5)
@@ -80,6 +98,82 @@ def test_latents_are_chosen_by_activation_and_decoder_together():
     assert choose_latents(codes, y, decoder, probe, 1, signed=False).tolist() == [2]
     with pytest.raises(BadInput, match="between 1 and 4"):
         choose_latents(codes, y, decoder, probe, 5)
+
+
+def axes_sae(d=8):
+    """Latent j reads and writes axis j of the states (positive part), latent d + j its negative part."""
+    from latentlens.values.sae import SAE
+
+    both = torch.cat([torch.eye(d), -torch.eye(d)])
+    return SAE("relu", W_enc=both.T, b_enc=torch.zeros(2 * d), W_dec=both, b_dec=torch.zeros(d), site="resid_post[0]")
+
+
+def concepts_on_axes(axes=(0, 3, 5), n=200, d=8, seed=0):
+    rng = np.random.default_rng(seed)
+    data = {}
+    for axis in axes:
+        y = rng.random(n) < 0.5
+        x = 0.5 * rng.normal(size=(n, d))
+        x[:, axis] += np.where(y, 2, -2)
+        data[f"axis {axis}"] = (torch.tensor(x, dtype=torch.float32), y)
+    return data
+
+
+def test_tpp_of_latents_that_are_the_concepts_is_large_and_of_random_ones_small():
+    found = tpp(axes_sae(), concepts_on_axes(), counts=(1, 2), seeds=range(4))
+    assert min(e.value for e in found.accuracy.values()) > 0.97
+    # both halves of the axis gone, the probe of the concept guesses; the other probes keep what they had
+    assert found.chosen[2].value == pytest.approx(0.5, abs=0.08)
+    assert found.chosen[2].low > found.random[2].high
+    assert found.chosen[2].n == 4
+    assert list(found.to_frame()["latents"]) == [1, 2]
+    assert "4 seeds" in repr(found)
+    again = tpp(axes_sae(), concepts_on_axes(), counts=(1, 2), seeds=range(4))
+    assert again.chosen == found.chosen
+
+
+def test_ablated_latents_lose_what_they_add_and_the_error_stays():
+    from sae_kinds import NORMALISATIONS, make
+
+    from latentlens.methods.latent_scores import _without
+
+    x = torch.randn(9, 6, generator=torch.Generator().manual_seed(0))
+    for normalisation in NORMALISATIONS:
+        sae = make(normalisation=normalisation)
+        full = sae.encode(x)
+        kept = full.clone()
+        kept[:, [2, 7]] = 0
+        slow = x + sae.decode(kept, x) - sae.decode(full, x)
+        torch.testing.assert_close(_without(sae, x, np.array([2, 7])), slow, atol=1e-5, rtol=1e-5)
+
+
+def test_scr_brings_back_what_a_spurious_axis_took():
+    rng = np.random.default_rng(0)
+    y, s = rng.random(800) < 0.5, rng.random(800) < 0.5
+    x = 0.7 * rng.normal(size=(800, 8))
+    x[:, 0] += np.where(y, 1, -1)
+    x[:, 4] += np.where(s, 3, -3)  # easier to read than the target
+    found = scr(axes_sae(), torch.tensor(x, dtype=torch.float32), y, s, counts=(2,), seeds=range(4))
+    assert found.accuracy["biased"].value < found.accuracy["clean"].value - 0.1
+    assert found.chosen[2].value > 0.7
+    assert found.chosen[2].low > found.random[2].high
+
+
+def test_tpp_and_scr_refuse_what_they_cannot_score():
+    data, sae = concepts_on_axes(), axes_sae()
+    x, y = data["axis 0"]
+    with pytest.raises(BadInput, match="at least 2"):
+        tpp(sae, {"one": (x, y)})
+    with pytest.raises(BadInput, match="several"):
+        tpp(sae, data, seeds=[0], counts=(1,))
+    with pytest.raises(BadInput, match="the SAE reads"):
+        tpp(sae, {"a": (x[:, :3], y), "b": (x, y)})
+    with pytest.raises(NonFiniteActivations):
+        tpp(sae, {"a": (x * torch.nan, y), "b": (x, y)})
+    with pytest.raises(TooFewExamples):
+        tpp(sae, {"a": (x, np.ones(200)), "b": (x, y)})
+    with pytest.raises(TooFewExamples, match="combination"):
+        scr(sae, x, y, y)
 
 
 def test_t14_sdm_by_hand():

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from latentlens.errors import BadInput, NonFiniteActivations, TooFewExamples
 from latentlens.maths import readouts
+from latentlens.maths.statistics import cluster_bootstrap
 from latentlens.values.markup import Shown
 from latentlens.values.results import Estimate
 
@@ -138,12 +139,37 @@ def sae_ceiling(codes: Tensor, logits: Tensor, train: NDArray, test: NDArray) ->
     Returns: (K,); 0 where the chosen latent is constant on the test rows.
     Source: arXiv 2503.08980, section on SAE evaluation; choosing on other rows is ours.
     """
-    return np.array([
-        np.abs(_pearson(codes[test][:, [int(i)]], logits[test, k]))[0]
-        for k, i in enumerate(
-            np.abs(_pearson(codes[train], logits[train, j])).argmax() for j in range(logits.shape[1])
-        )
-    ])  # fmt: skip
+    chosen = _nearest(codes[train], logits[train])
+    return np.array([np.abs(_pearson(codes[test][:, [i]], logits[test, k]))[0] for k, i in enumerate(chosen)])
+
+
+def ceiling_estimates(
+    codes: Tensor, logits: Tensor, train: NDArray, test: NDArray, *, groups: NDArray, seed: int = 0, level: float = 0.95
+) -> list[tuple[Estimate, float]]:
+    """`sae_ceiling` for each concept with its interval, and the same where the logits belong to other rows.
+
+    Args: groups: (n,), what is resampled together among test rows. seed: of bootstrap and shuffle. The rest as there.
+    """
+    rng = np.random.default_rng(seed)
+    move = np.arange(len(codes))
+    for side in (train, test):
+        move[side] = rng.permutation(side)
+    value, chance = sae_ceiling(codes, logits, train, test), sae_ceiling(codes, logits[move], train, test)
+    z, t = codes[test].double().numpy(), logits[test].double().numpy()
+
+    def size(a: NDArray, b: NDArray) -> float:
+        return abs(float(np.corrcoef(a, b)[0, 1])) if a.std() > 0 and b.std() > 0 else 0.0
+
+    found = []
+    for k, i in enumerate(_nearest(codes[train], logits[train])):
+        low, high = cluster_bootstrap(size, z[:, i], t[:, k], groups=groups[test], n=500, seed=seed, level=level)
+        found.append((Estimate(float(value[k]), low, high, len(test), level), float(chance[k])))
+    return found
+
+
+def _nearest(codes: Tensor, logits: Tensor) -> list[int]:
+    """The latent of the largest |correlation| with each column."""
+    return [int(np.abs(_pearson(codes, logits[:, k])).argmax()) for k in range(logits.shape[1])]
 
 
 def _pearson(columns: Tensor, target: Tensor) -> NDArray[np.float64]:
