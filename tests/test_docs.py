@@ -55,6 +55,12 @@ def test_every_name_in_the_code_of_all_pages_is_public():
                 assert name in latentlens.__all__, f"{file.name}: ll.{name} ({kind})"
 
 
+def test_every_figure_stands_in_the_table_of_figures_with_its_question():
+    table = [line for line in (DOCS / "looking.md").read_text().splitlines() if line.startswith("| ")]
+    for name in latentlens.plots.__all__:
+        assert any(f"`ll.plots.{name}(" in line for line in table), name
+
+
 def methods():
     """Pages of the navigation's part on methods."""
     listed = re.search(r'"Methods" = \[(.*?)\n  \]', (ROOT / "zensical.toml").read_text(), re.S)[1]

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import warnings
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -201,6 +202,17 @@ def test_result_values_are_shown_as_their_whole_table(tmp_path):
     sweep = SteeringEffect([Arm("random", i, 40, 1.0, i) for i in range(30)], "x", "y")
     page = report(tmp_path / "r.html", title="t", question="", sections=[Section("s", [sweep])], manifest={})
     assert page.read_text().count("random direction") == 30
+
+
+def test_a_page_that_grows_too_large_is_written_and_says_so(tmp_path):
+    runs = Rollouts(tuple(rollout(i, "prompt", "long " * 20_000) for i in range(90)))
+    how = {"title": "t", "question": "q", "manifest": {}}
+    with pytest.warns(UserWarning, match=r"large\.html has 9\.\d MB, more than 8"):
+        large = report(tmp_path / "large.html", sections=[Section("s", [runs])], **how)
+    assert large.stat().st_size > 8e6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report(tmp_path / "small.html", sections=[Section("s", [runs[:2]])], **how)
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import unescape
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # of the numbers kept in the page
 _OPEN_AT_FIRST = 3
+_LARGE = 8_000_000  # bytes; larger pages are slow to open and refused by mail
 _TOP = 30  # pixels left above a figure whose title stands in the page
 
 
@@ -261,6 +263,13 @@ def _plotly_js() -> str:
 
 
 def _write(path: Path, page: str) -> Path:
+    size = len(page.encode("utf-8"))
+    if size > _LARGE:
+        warnings.warn(
+            f"{path} has {size / 1e6:.1f} MB, more than {_LARGE / 1e6:.0f}: give fewer rollouts and shorter tables, "
+            "and keep the whole of them in a file beside it",
+            stacklevel=3,
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_text(page, encoding="utf-8", newline="\n")
