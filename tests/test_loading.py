@@ -112,9 +112,7 @@ def test_4_bit_weights_that_a_given_model_cannot_use_here_are_an_error_that_says
     odd_llama().save_pretrained(tmp_path)
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     given = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config, device_map={"": "cpu"})
-    with pytest.raises(
-        BadInput, match=r"q_proj is a 4-bit layer of 96 inputs .* multiples of 64 and 32\. Let"
-    ):
+    with pytest.raises(BadInput, match=r"q_proj is a 4-bit layer of 96 inputs .* multiples of 64 and 32\. Let"):
         ll.load(given, tokenizer=tokenizer(), cache=False)
 
 
@@ -178,6 +176,21 @@ def test_code_that_comes_with_a_model_is_refused_unless_asked_for(folder):
     with pytest.raises(BadInput, match="trust_remote_code=True"):
         ll.load(folder, cache=False)
     assert not (folder / "executed").exists()
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_a_quantised_model_has_one_key_before_and_after_its_first_use(quantization, tmp_path):
+    """on a CPU bitsandbytes repacks 4-bit weights when they are first used: what was kept is to be found again"""
+    pytest.importorskip("bitsandbytes")
+    wide_llama().save_pretrained(tmp_path)
+    lm = ll.load(tmp_path, quantization=quantization, tokenizer=tokenizer(), cache=False)
+    before = lm._identity.context(hash_weights=True)
+    lm.generate([[6, 7, 8]], 2, stop_ids=())
+    assert lm._identity.context(hash_weights=True) == before
+    how = {"max_new_tokens": 3, "stop_ids": (), "folder": tmp_path / "rows"}
+    ll.sweep(lm, [[6, 7, 8], [9, 10]], {"none": None}, **how)
+    again = ll.load(tmp_path, quantization=quantization, tokenizer=tokenizer(), cache=False)
+    assert ll.sweep(again, [[6, 7, 8], [9, 10]], {"none": None}, **how).attrs["rows_run"] == 0
 
 
 def test_encoders_and_compiled_models_are_refused(llama):

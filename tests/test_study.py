@@ -8,18 +8,23 @@ import pytest
 import torch
 from families import build, configured
 from sae_kinds import make
+from test_off_topic import planted
 from test_placement import offloaded
 from tinytok import tokenizer
 
 import latentlens as ll
 from latentlens.access.attempt_judges import SegmentJudge
+from latentlens.access.finetune import Lora
 from latentlens.access.judge import RuleJudge
-from latentlens.errors import BadInput
-from latentlens.methods import esr
+from latentlens.errors import BadInput, TooFewExamples
+from latentlens.methods import esr, latents
+from latentlens.methods.off_topic import RULES, by_separability
 from latentlens.resistance import ablation, core, detection, detectors, inducing, sampling, thresholds
 from latentlens.resistance.study import Study
 from latentlens.resistance.task import Task, read_labels, read_prompts
-from latentlens.values.esr import Condition, Trial
+from latentlens.values.calibration import ScoreThreshold
+from latentlens.values.codes import Codes
+from latentlens.values.esr import Condition, ThresholdSet, Trial
 
 PROMPTS = ("the cat", "red dog", "one two three", "blue mat on")
 JUDGE = SegmentJudge(RuleJudge(lambda case: 100.0 * (1 - case.response.count("five") / 6), "no five"))
@@ -213,15 +218,37 @@ def test_sampled_latents_are_labelled_silent_and_allowed_where_answers_are_silen
         sampling.sample(one, 2, relevance="loud")
 
 
-def test_detectors_and_controls_are_disjoint(one):
-    found = detectors.detect(one, one.baseline(3), k_contrast=6)
-    chosen = next(d for d in found.by_rule.values() if len(d)) if any(map(len, found.by_rule.values())) else None
-    if chosen is None:
-        pytest.skip("this random model has no detector")
-    for them in found.controls(chosen, n_sets=2).values():
-        assert not set(them) & {j for d in found.by_rule.values() for j in d.related}
-        assert len(them) == len(chosen)
-    assert set(found.table(chosen)["latent"]) <= set(chosen.latents)
+def test_detectors_and_controls_are_disjoint_and_shown_where_they_fire():
+    """planted: latent 0 fires in wrong answers only, 1 more in wrong ones; 3 is as strong and fires in both"""
+    normal, shuffled = planted()
+    labels = {"text": np.arange(40), "position": np.zeros(40, int), "token": np.array([f"w{i}" for i in range(40)])}
+    made = {name: rule(normal, shuffled) for name, rule in RULES.items()}
+    fires = latents.firing(Codes.concatenated([normal, shuffled]))
+    found = detectors.Detected(made, fires, Codes.from_dense(shuffled.dense(), labels=labels))
+    chosen = found.chosen()
+    assert (chosen.rule, set(chosen.latents)) == ("separability", {0, 1})  # no rule finds three: the first in order
+    none = {**made, "separability": by_separability(normal, normal)}
+    assert detectors.Detected(none, fires, found.codes).chosen().rule == "derangement"  # of those that find any
+    two = found.chosen("contrast")
+    assert set(two.latents) == {0, 1}
+    sets = found.controls(two, n_sets=3)
+    assert list(sets) == [f"{kind} {i}" for kind in ("uniform", "matched") for i in (1, 2, 3)]
+    for them in sets.values():
+        assert len(set(them)) == 2
+        assert not set(them) & {0, 1}
+    assert len({tuple(sorted(them)) for them in sets.values()}) > 1
+    close = np.abs(fires.mean[list(sets["matched 1"])] - fires.mean[list(two.latents)])
+    assert close.mean() < np.abs(fires.mean[2:, None] - fires.mean[list(two.latents)]).mean()
+    assert set(found.frame_of({"detectors": two.latents, **sets})["set"]) == {"detectors", *sets}
+    shown = found.where(two, k=1, texts=2)
+    assert shown["latent"].tolist() == [two.latents[0]] * 2
+    assert shown["value"].is_monotonic_decreasing
+    with pytest.raises(BadInput, match="separability"):
+        found.chosen("best")
+    empty = Codes.from_dense(torch.zeros(4, 9))
+    nothing = detectors.Detected({name: rule(empty, empty) for name, rule in RULES.items()}, fires, empty)
+    with pytest.raises(TooFewExamples, match="another SAE"):
+        nothing.chosen()
 
 
 def test_conditions_of_the_headline():
@@ -295,6 +322,58 @@ def test_a_quantised_model_is_studied_with_the_same_calls(quantization, tmp_path
     assert thresholds.find(its, sampled((3,)), **HOW).found[3].trace
     ready = core.prepare(its, 3, samples=2, rule="contrast", k=2, **HOW) if _has_contrast(its) else None
     assert ready is None or len(ready.chosen) <= 2
+
+
+def taught(its, monkeypatch, shares, **how):
+    """`by_share` at fixed thresholds: what is tested is which weights answered"""
+
+    def fixed(study, drawn, schedule, **options):
+        point = ScoreThreshold(3.0, 2.0, 4.0, 0.95, 0.3, 0.3, ((3.0, 0.3),), 0, True)
+        return ThresholdSet({j: point for j in options["latents"]})
+
+    monkeypatch.setattr(inducing.thresholds, "find", fixed)
+    baseline = its.baseline(3)
+    its.lm._ends = frozenset(t for ids in baseline.tokens for t in ids[1:3])
+    ready = core.Core(its, baseline, None, None, {}, sampled((3, 9)), {})
+    how = {"epochs": 3, "batch": 4, "n_rows": 12, "lr": 2e-2, "lora": Lora(4, 8, 0.0), **how}
+    return inducing.by_share(ready, "persistent", shares=shares, per_latent=4, **how)
+
+
+def quantised(folder):
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("peft")
+    if not (folder / "model").exists():
+        configured("Llama", hidden_size=64, intermediate_size=128)().save_pretrained(folder / "model")
+    return ll.load(folder / "model", quantization="nf4", tokenizer=tokenizer(), cache=False)
+
+
+def test_shares_of_corrections_are_taught_to_one_quantised_model_without_touching_each_other(tmp_path, monkeypatch):
+    one = Study(quantised(tmp_path), sae(64), TASK, unit="raw")
+    before = one.answers(TRIALS, [Condition("steered")])["steered"].tokens
+    both = taught(one, monkeypatch, (0.1, 0.9))
+    alone = taught(Study(quantised(tmp_path), sae(64), TASK, unit="raw"), monkeypatch, (0.9,))
+    assert [i.share for i in both] == [None, 0.1, 0.9]
+    assert both[2].loss == alone[1].loss
+    assert [repr(both[i].rates) for i in (0, 2)] == [repr(i.rates) for i in alone]
+    assert both[1].loss != both[2].loss
+    assert one.answers(TRIALS, [Condition("steered")])["steered"].tokens == before
+    with pytest.raises(BadInput, match="unlearn"):
+        taught(one, monkeypatch, (0.9,), unlearn=True)
+
+
+def test_teaching_goes_on_where_it_was_and_counts_what_tuned_models_write(tmp_path, monkeypatch):
+    first, again = (Study(quantised(tmp_path), sae(64), TASK, unit="raw", folder=tmp_path / "runs") for _ in range(2))
+    made = taught(first, monkeypatch, (0.1, 0.9))
+    assert first.rows_run == 12 + 3 * (8 + 8)  # unsteered answers; three models, eight trials in two conditions
+    assert [repr(i) for i in taught(again, monkeypatch, (0.1, 0.9))] == [repr(i) for i in made]
+    assert again.rows_run == 0
+
+
+def test_adapters_are_taught_on_top_of_what_was_unlearnt(monkeypatch):
+    pytest.importorskip("peft")
+    found = taught(study(), monkeypatch, (0.5,), unlearn=True, epochs=6)
+    assert [i.share for i in found] == [None, None, 0.5]
+    assert "unlearnt" in found[1].name
 
 
 def _has_contrast(its):

@@ -95,7 +95,9 @@ def tune(
     if lm.quantization and lora is None:
         raise BadInput(f"the weights of a {lm.quantization} model cannot be trained: use lora=Lora()")
     if lm.quantization and _has_adapters(lm.model):
-        raise BadInput(f"{lm.name} holds adapters already, and shares its weights with what was tuned: close() that first")
+        raise BadInput(
+            f"{lm.name} holds adapters already, and shares its weights with what was tuned: close() that first"
+        )
     config = _config(lm, rows, epochs, batch, lr, warmup, lora, held_out, seed)
     place = Path(folder) if folder is not None else None
     if place is not None and (found := _kept(lm, place, config, lora, name)) is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from latentlens.access.identity import files_digest
-from latentlens.access.quantisation import keep_unpacked, refuse_unpackable
+from latentlens.access.quantisation import keep_unpacked, pack, refuse_unpackable
 from latentlens.errors import BadInput, CompiledModel, UnsafeFile
 
 Quantization = Literal["int8", "nf4"] | None
@@ -153,6 +153,7 @@ def _from_pretrained(
         raise _explained(where, options, error) from error
     if quantization == "nf4":
         keep_unpacked(model)
+        pack(model)
     return model.eval()
 
 

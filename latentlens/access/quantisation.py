@@ -43,6 +43,21 @@ def keep_unpacked(model: nn.Module) -> None:
         setattr(layer, _FAST_PATH, False)
 
 
+def pack(model: nn.Module) -> None:
+    """Pack the other 4-bit layers of a CPU now, as their first use would: a model is then one thing from the start.
+
+    Its key must not depend on whether something was computed already. Does nothing on an accelerator.
+    """
+    from bitsandbytes.nn.modules import Linear4bit, _convert_weight_packed_for_cpu
+
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit) and layer.weight.device.type == "cpu" and getattr(layer, _FAST_PATH, False):
+            state = getattr(layer.weight, "quant_state", None)
+            if state is not None and not getattr(state, "packing_format_for_cpu", False):
+                packed, layer.weight.quant_state = _convert_weight_packed_for_cpu(layer.weight.data, state)
+                layer.weight.data = packed
+
+
 def refuse_unpackable(model: nn.Module) -> None:
     """Refuse a model that came as an object and would fail in its first forward pass.
 
@@ -61,7 +76,8 @@ def refuse_unpackable(model: nn.Module) -> None:
 def unpacked(model: nn.Module) -> Iterator[None]:
     """4-bit layers that were packed for a CPU compute with their dequantised weights meanwhile.
 
-    Through packed ones no gradient flows, and asking for a state dict unpacks them for good. Afterwards they are what they were, bit for bit. Does nothing on an accelerator.
+    Through packed ones no gradient flows, and asking for a state dict unpacks them for good. Afterwards they are what
+    they were, bit for bit. Does nothing on an accelerator.
     """
     from bitsandbytes.nn.modules import Linear4bit, _convert_weight_packed_for_cpu_inverse
 

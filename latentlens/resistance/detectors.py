@@ -34,16 +34,20 @@ class Detected:
     codes: Codes
 
     def chosen(self, rule: Rule | None = None, k: int | None = None) -> OffTopicDetectors:
-        """The detectors to ablate: of a rule, or of the first that finds at least three (in the order of `RULES`).
+        """The detectors to ablate: of a rule, or of the first that finds three; where none does, that finds any.
+
+        The order is separability, derangement, contrast.
 
         Args: k: only the k strongest.
         Raises: BadInput: no such rule. TooFewExamples: the rule finds none.
         """
         if rule is not None and rule not in self.by_rule:
             raise BadInput(f"rule={rule!r}: allowed are {', '.join(_ORDER)}")
-        order: list[Rule] = (
-            [rule] if rule else sorted(self.by_rule, key=lambda name: (len(self.by_rule[name]) < 3, _ORDER[name]))
-        )
+
+        def rank(name: Rule) -> tuple[bool, bool, int]:
+            return len(self.by_rule[name]) < 3, not len(self.by_rule[name]), _ORDER[name]
+
+        order: list[Rule] = [rule] if rule else sorted(self.by_rule, key=rank)
         found = self.by_rule[order[0]]
         if not len(found):
             raise TooFewExamples(f"no off-topic detector by {order[0]}: try another rule, more answers, or another SAE")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from latentlens.access.finetune import Lora, Tuned, tune
-from latentlens.errors import TooFewExamples
+from latentlens.errors import BadInput, TooFewExamples
 from latentlens.methods.esr import rates
 from latentlens.resistance import sampling, thresholds
 from latentlens.resistance.core import Core
@@ -85,47 +85,47 @@ def by_share(
             already; without it there is nothing to teach.
         options: for `tune`.
     Returns: in that order; one that has no bracketed threshold is left out.
+    Raises: BadInput: `unlearn` of a quantised model.
     Source: ESR (arXiv 2602.06941), experiment 4: LoRA on an 8B model, 10 to 90% corrections.
     """
     study, baseline, seed = core.study, core.baseline, core.seed
-    latents = core.sampled.latents[:n_latents]
+    if unlearn and study.lm.quantization:
+        raise BadInput(f"unlearn=True tunes twice, and adapters of a {study.lm.quantization} model cannot be merged")
     teaching, keeping = corrections(study, baseline, seed=seed), plain(study, baseline)
-    models: list[tuple[str, float | None, Study, Tuned | None]] = [(study.lm.name, None, study, None)]
-    first = study
+    how = {**core.how, "rounds": rounds, "latents": core.sampled.latents[:n_latents], "seed": seed}
+    found = [_measured(core, study, None, None, schedule, per_latent, how)]
+    start = study.lm
     if unlearn:
-        start = untaught(study, baseline, folder=_place(study, "untaught"), seed=seed, lora=lora, **options)
-        first = _study_of(study, start)
-        models.append((start.lm.name, None, first, start))
+        unlearnt = untaught(study, baseline, folder=_place(study, "untaught"), seed=seed, lora=lora, **options)
+        start = unlearnt.lm
+        found.append(_measured(core, study.of_model(start), unlearnt, None, schedule, per_latent, how))
     for share in shares:
         rows = mix(teaching, keeping, share, n_rows or 2 * len(baseline), seed)
-        how = {"folder": _place(study, f"share-{share:g}"), "name": f"tuned, {share:.0%}", "seed": seed, "lora": lora}
-        tuned = tune(first.lm, rows, **how, **options)
-        models.append((tuned.lm.name, share, _study_of(study, tuned), tuned))
-    found, how = [], {**core.how, "rounds": rounds, "latents": latents, "seed": seed}
-    for name, share, its, tuned in models:
-        values = thresholds.find(its, core.sampled, schedule, **how).bracketed
-        drawn = sampling.trials(core.sampled, values, per_latent, seed=seed + 3)
-        if not drawn:
-            continue
-        made = [Condition("steered", schedule), Condition("unsteered", schedule, steer=False)]
-        steered, calm = map(rates, its.answers(drawn, made).values())
-        losses = tuned.losses if tuned else ()
-        last = losses[-1] if losses else float("nan")
-        threshold = float(np.mean(list(values.values())))
-        found.append(Induced(name, share, len(losses), last, threshold, steered, calm))
-    return found
+        what = {"folder": _place(study, f"share-{share:g}"), "name": f"tuned, {share:.0%}", "seed": seed, "lora": lora}
+        tuned = tune(start, rows, **what, **options)
+        found.append(_measured(core, study.of_model(tuned.lm), tuned, share, schedule, per_latent, how))
+        tuned.close()  # one tuned model at a time: a large one does not fit twice, a quantised one shares its weights
+        del tuned
+    return [one for one in found if one is not None]
+
+
+def _measured(
+    core: Core, study: Study, tuned: Tuned | None, share: float | None, schedule: str, per_latent: int, how: Any
+) -> Induced | None:
+    """Thresholds of a model and rates at them; None where no threshold is bracketed."""
+    values = thresholds.find(study, core.sampled, schedule, **how).bracketed
+    drawn = sampling.trials(core.sampled, values, per_latent, seed=core.seed + 3)
+    if not drawn:
+        return None
+    made = [Condition("steered", schedule), Condition("unsteered", schedule, steer=False)]
+    steered, calm = map(rates, study.answers(drawn, made).values())
+    losses = tuned.losses if tuned else ()
+    last = losses[-1] if losses else float("nan")
+    return Induced(study.lm.name, share, len(losses), last, float(np.mean(list(values.values()))), steered, calm)
 
 
 def _place(study: Study, name: str) -> Path | None:
     return study.folder / "tuned" / name if study.folder else None
-
-
-def _study_of(study: Study, tuned: Tuned) -> Study:
-    """The same study of another model."""
-    same = {"unit": study.unit, "prior": study.prior, "bounds": study.bounds, "folder": study.folder}
-    its = Study(tuned.lm, study.sae, study.task, hook=study.hook, readout=study.reading.site, **same)
-    its.labels = study.labels
-    return its
 
 
 def _pairs(study: Study, baseline: Answers, seed: int) -> list[tuple[Any, ...]]:

@@ -7,6 +7,7 @@ plain, ablated = study.answers(trials, [Condition("steered"), Condition("ablated
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +72,7 @@ class Study:
         self.reading = replace(sae, site=read)
         self.folder = Path(folder) if folder is not None else None
         self.labels: dict[int, str] = dict(task.labels or {})
-        self.rows_run = self.rows_found = 0
+        self._counted: Counter[str] = Counter()
         self._rows: KeptRows | None = None
 
     def _site(self, spec: Any) -> Any:
@@ -143,8 +144,18 @@ class Study:
         """The same study of another model, with the same labels, in the same folder."""
         same: dict[str, Any] = {"unit": self.unit, "prior": self.prior, "bounds": self.bounds, "folder": self.folder}
         its = Study(lm, self.sae, self.task, hook=self.hook, readout=self.reading.site, **same)
-        its.labels, its._rows = self.labels, self.rows
+        its.labels, its._rows, its._counted = self.labels, self.rows, self._counted
         return its
+
+    @property
+    def rows_run(self) -> int:
+        """Answers written so far, those of tuned models included."""
+        return self._counted["run"]
+
+    @property
+    def rows_found(self) -> int:
+        """Answers that were asked for and lay in the folder."""
+        return self._counted["found"]
 
     def _swept(self, prompts: Any, plans: Mapping[str, Any], seeds: Any, max_new_tokens: int | None = None) -> Any:
         frame = sweep(
@@ -156,8 +167,7 @@ class Study:
             temperature=self.task.temperature,
             folder=self.rows,
         )
-        self.rows_run += frame.attrs["rows_run"]
-        self.rows_found += frame.attrs["rows_found"]
+        self._counted.update(run=frame.attrs["rows_run"], found=frame.attrs["rows_found"])
         return frame
 
     def _judged(self, condition: Condition, trials: Sequence[Trial], texts: Any, tokens: Any) -> Answers:
