@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from latentlens.methods import esr as esr
     from latentlens.methods import gact as gact
     from latentlens.methods import intention as intention
+    from latentlens.methods import latent_scores as latent_scores
     from latentlens.methods import latents as latents
     from latentlens.methods import mediation as mediation
     from latentlens.methods import neurons as neurons
@@ -309,6 +310,7 @@ _LAZY = {
     "early_stopping": ("latentlens.methods.early_stopping", None),
     "intention": ("latentlens.methods.intention", None),
     "questions": ("latentlens.values.questions", None),
+    "latent_scores": ("latentlens.methods.latent_scores", None),
     "recoverability": ("latentlens.methods.recoverability", None),
     "selection": ("latentlens.methods.selection", None),
     "signal_quality": ("latentlens.methods.signal_quality", None),

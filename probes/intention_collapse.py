@@ -3,13 +3,14 @@
     python probes/intention_collapse.py                                              # the embedded model
     python probes/intention_collapse.py --model Qwen/Qwen2.5-7B-Instruct --data openai/gsm8k --subset main
     python probes/intention_collapse.py --model MODEL --data allenai/ai2_arc --subset ARC-Challenge --columns arc
+    python probes/intention_collapse.py --model MODEL --data deepmind/aqua_rat --subset raw --split train --columns aqua
     python probes/intention_collapse.py --model MODEL --data questions.jsonl --columns plain
 
 The protocol of Intention Collapse (arXiv 2601.01011): the same problems in three regimes, greedy, no chat template for
 other models; entropy at the last prompt position, effective dimension and recoverability of the last five blocks
-there. Beyond the paper: an arm in which all regimes end in the same words, because entropy moves with these, p-values
-by permutation, and for each metric whether it tells the regimes apart at all. A second run on the same folder runs no
-model.
+there. Beyond the paper: an arm in which all regimes end in the same words, because entropy moves with these (where
+there are choices, with entropy over these and their probability), p-values by permutation, and for each metric whether
+it tells the regimes apart at all. A second run on the same folder runs no model.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import pandas as pd
 import torch
 import typer
@@ -25,7 +27,7 @@ import latentlens as ll
 from latentlens import organism
 from latentlens.maths.statistics import wilson
 from latentlens.methods import intention, recoverability
-from latentlens.methods.answers import BUDGETS, is_right, tokens_kept
+from latentlens.methods.answers import BUDGETS, NOTEBOOK_BUDGETS, is_right, tokens_kept
 from latentlens.organism.corpus.arithmetic import INSTRUCTIONS
 from latentlens.organism.judges import parsed_answer
 from latentlens.values.questions import REGIMES, load, prompt
@@ -45,15 +47,28 @@ def planted(lm: ll.LensModel, n: int, seed: int):
     return chats, alike, {"direct": 10, "cot": 64, "babble": 64}, judge
 
 
-def public(questions):
-    """The same for questions of a data set, with the paper's budgets, stopping rules and answer rules."""
+def of_choices(lm: ll.LensModel, questions, logits) -> dict[str, np.ndarray]:
+    """Entropy over the letters of the choices, as a share of the largest there can be, and their probability."""
+    share, mass = np.full(len(questions), np.nan), np.full(len(questions), np.nan)
+    for count in {len(q.choices) for q in questions}:
+        rows = [i for i, q in enumerate(questions) if len(q.choices) == count > 1]
+        if rows:
+            ids = [lm.tokenizer(f" {c}", add_special_tokens=False).input_ids[-1] for c in questions[rows[0]].letters]
+            found = intention.option_entropy(logits["logits"][rows], ids)
+            share[rows], mass[rows] = found.entropy / found.bound, found.mass
+    named = {"H of the choices, of its bound": share, "probability of the choices": mass}
+    return {name: values for name, values in named.items() if not np.isnan(values).any()} if questions else {}
+
+
+def public(questions, budgets):
+    """The same for questions of a data set, with the paper's stopping rules and answer rules."""
     plain, alike = ({r: [prompt(q, r, end) for q in questions] for r in REGIMES} for end in (None, "Answer:"))
 
     def judge(i: int, regime, pieces: list[str]) -> bool:
         kept = tokens_kept(pieces, regime, multiple_choice=bool(questions[i].choices))
         return is_right("".join(pieces[:kept]), questions[i])
 
-    return plain, alike, BUDGETS, judge
+    return plain, alike, budgets, judge
 
 
 def main(
@@ -62,6 +77,7 @@ def main(
     subset: Annotated[str | None, typer.Option(help="configuration of the data set")] = "main",
     columns: Annotated[str, typer.Option(help="gsm8k, arc, aqua or plain")] = "gsm8k",
     split: Annotated[str, typer.Option(help="split of the data set")] = "test",
+    notebook: Annotated[bool, typer.Option(help="token budgets of the published notebook, not of the paper")] = False,
     n: Annotated[int, typer.Option(help="problems")] = 300,
     seed: Annotated[int, typer.Option(help="of problems, splits, bootstrap and permutations")] = 42,
     folder: Annotated[Path, typer.Option(help="finished texts and the page")] = Path("runs/intention_collapse"),
@@ -70,7 +86,9 @@ def main(
     torch.set_num_threads(1 if model is None else torch.get_num_threads())
     lm = ll.load(model)
     asked = [] if model is None else load(data, subset, columns=columns, split=split, n=n, seed=seed)
-    plain, alike, budgets, judge = planted(lm, n, seed) if model is None else public(asked)
+    plain, alike, budgets, judge = (
+        planted(lm, n, seed) if model is None else public(asked, NOTEBOOK_BUDGETS if notebook else BUDGETS)
+    )
     last = f"resid_post[-{min(5, lm.layout.n_blocks)}:]"
     right, acts, metric, rows, sizes, others, curves = {}, {}, {}, [], {}, [], {}
     forwards = written = 0
@@ -90,6 +108,7 @@ def main(
             "H of the top 100": intention.entropy(acts[r], top_k=100),
             "H, same last words": intention.entropy(fixed),
             "k90 within an item": size.per_item_k90,
+            **of_choices(lm, asked, fixed),
         }
         paper, code = (recoverability.recover(acts[r], right[r], sites=last, split=s, seed=seed) for s in ("holdout", "folds"))  # fmt: skip  # noqa: E501
         hits, n = sum(right[r]), len(right[r])

@@ -39,15 +39,17 @@ Counts = dict[str, int]
 
 
 def problems(model: str | None, arm: str, data: str, subset: str | None, n: int, seed: int):
-    """Prompts, questions, the words that end the reasoning, and how to read an answer."""
+    """Problems to measure on and as many new ones: prompts, questions, what ends the reasoning, how to read an answer."""
     if model is None:
         counts = (5,) if arm == "traces" else (3, 4, 5, 6)  # hurried texts always have five steps
-        drawn = [t for t in organism.texts("arithmetic", 20 * n, seed, split="open") if t.difficulty in counts][:n]
-        ask = [t.prompt()[-1]["content"] + INSTRUCTIONS[arm] for t in drawn]
-        chats = [[{"role": "user", "content": words}] for words in ask]
-        return chats, [Question(w, str(t.answer)) for w, t in zip(ask, drawn)], " The answer", parsed_answer
-    asked = load(data, subset, columns="gsm8k", n=n, seed=seed)
-    return [prompt(q, "cot") for q in asked], asked, "####", number_in
+        drawn = [t for t in organism.texts("arithmetic", 30 * n, seed, split="open") if t.difficulty in counts]
+        answer = {t.prompt()[-1]["content"] + INSTRUCTIONS[arm]: str(t.answer) for t in drawn}
+        asked = [Question(words, said) for words, said in answer.items()]
+        chats = [[{"role": "user", "content": q.text}] for q in asked]
+        halves = (slice(0, n), slice(n, 2 * n))
+        return [(chats[half], asked[half], " The answer", parsed_answer) for half in halves]
+    asked = load(data, subset, columns="gsm8k", n=2 * n, seed=seed)
+    return [([prompt(q, "cot") for q in half], half, "####", number_in) for half in (asked[::2], asked[1::2])]
 
 
 def write(lm, task, seeds, counts: Counts, **how):
@@ -110,23 +112,22 @@ def early(lm, task, runs, seeds, size: int, counts: Counts, seed: int, how):
         "the most typical start": early_stopping.typical(begun, asked),
         "the most typical start, by its words": early_stopping.typical(words[:, words.any(0)], asked),
     }
-    read, common = (
-        np.minimum(after, full["tokens"]),
-        {"tokens": full["tokens"], "answers": full["answer"], "seed": seed},
-    )
-    found = {
-        name: early_stopping.early_stop(s, full["right"], asked, read=read, **common) for name, s in scores.items()
-    }
+    read = np.minimum(after, full["tokens"])
+    cost = {"tokens": full["tokens"], "answers": full["answer"], "read": read, "seed": seed}
+    found = {name: early_stopping.early_stop(s, full["right"], asked, **cost) for name, s in scores.items()}
     forest = found[next(iter(found))]
     first = [replace(choice.policies[0], name=name) for name, choice in found.items()]
+    pieces = [[lm.tokenizer.decode([t]) for t in ids[first:]] for ids, first in zip(full["whole"], full["first"])]
+    answering = np.mean([reasoning_tokens(p, end) < after for p in pieces])
     replay = early_stopping.going_on(scores["the most typical start"], asked)
     alike = now["tokens"] == full["tokens"].where(replay, read)
     equal, saved = forest.about["equal scores"], 1 - now["tokens"].sum() / full["tokens"].sum()
     return replace(forest, policies=(*first, *forest.policies[1:])), (
-        f"Two right samples of one problem have the same score in {equal['right']:.0%} of pairs, two wrong ones in "
-        f"{equal['wrong']:.0%}: where right samples read alike, the largest of ANY score is an odd, wrong one's more "
-        "often than its share. So compare the forest with its scores shuffled so that equal ones stay equal, not with "
-        f"a random sample. Stopped while writing, the most typical going on: {now['right'][replay].mean():.3f} right, "
+        f"{answering:.0%} of the samples had begun to answer by then. Two right samples of one problem have the same "
+        f"score in {equal['right']:.0%} of pairs, two wrong ones in {equal['wrong']:.0%}: where right samples "
+        "read alike, the largest of ANY score is an odd, wrong one's more often than its share. So compare the forest with its "
+        "scores shuffled so that equal ones stay equal, not with a random sample. "
+        f"Stopped while writing, the most typical going on: {now['right'][replay].mean():.3f} right, "
         f"{saved:.1%} of the tokens saved; {alike.mean():.1%} of {len(now)} samples end where the replay on whole "
         "samples cuts them."
     )
@@ -151,7 +152,8 @@ def main(
     for arm in ("steps", "traces") if model is None else ("cot",):
         # At temperature 1 the embedded model's steps are hardly ever wrong.
         how["temperature"] = temperature * (1.5 if arm == "steps" else 1.0)
-        runs = write(lm, problems(model, arm, data, subset, n, seed), range(samples), counts, **how)
+        task, new = problems(model, arm, data, subset, n, seed)
+        runs = write(lm, task, range(samples), counts, **how)
         paths, signals = measure(lm, runs, size, counts)
         y, q = runs["right"].to_numpy(), runs["question"].to_numpy()
         solved = len(np.unique(q[y]))
@@ -161,12 +163,14 @@ def main(
         quality = signal_quality.evaluate(signals, y, groups=q, paths=paths, seed=seed)
         common = {"tokens": runs["tokens"], "answers": runs["answer"]}
         chosen = selection.select(signals.oriented(SIGNAL), y, q, **common, seed=seed)
-        task = problems(model, arm, data, subset, n, seed + 1)
-        started, said = early(lm, task, runs, range(samples), size, counts, seed, how)
+        started, said = early(lm, new, runs, range(samples), size, counts, seed, how)
         note = f"{len(y)} samples of {n} problems, {y.mean():.0%} right; 95% intervals, problems resampled; {lm.name}"
         shown = [note, plots.signal_quality(quality), quality.table()]
         print_table(f"{arm}: signals and nulls", list(quality.table()), quality.table().values.tolist(), note=note)
-        for title, found in (("choosing among samples", chosen), (f"stopping after {STEP} steps", started)):
+        for title, found in (
+            ("choosing among samples", chosen),
+            (f"new problems, stopping after {STEP} steps", started),
+        ):
             print_table(f"{arm}: {title}", list(found.table()), found.table().values.tolist(), note=note)
             shown += [f"{title.capitalize()}.", plots.choices(found), found.table()]
         print(said)
