@@ -315,6 +315,27 @@ def test_the_doctor_says_what_to_do_about_a_cache_that_cannot_be_written(tmp_pat
     assert run(app, ["doctor"]).exit_code == 1
 
 
+def test_the_doctor_tries_every_kind_of_quantisation_by_itself(monkeypatch):
+    def broken(self, states):
+        raise RuntimeError("no kernel for this device")
+
+    monkeypatch.setattr("bitsandbytes.nn.modules.Linear8bitLt.forward", broken)
+    found = {f.what: f for f in examine()}
+    assert found["quantisation nf4"].found == "runs"
+    assert "no kernel for this device" in found["quantisation int8"].found
+    assert "unquantised" in found["quantisation int8"].advice
+
+
+def test_the_doctor_looks_for_the_browser_that_writes_png_and_svg(monkeypatch, tmp_path):
+    monkeypatch.delenv("BROWSER_PATH", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    [found] = [f for f in examine() if f.what.startswith("browser")]
+    assert (found.state, "plotly_get_chrome" in found.advice) == ("note", True)
+    monkeypatch.setenv("BROWSER_PATH", "/somewhere/chromium")
+    [found] = [f for f in examine() if f.what.startswith("browser")]
+    assert (found.state, found.found) == ("ok", "/somewhere/chromium")
+
+
 def test_a_look_that_fails_is_a_finding(monkeypatch):
     monkeypatch.setattr("latentlens.commands.doctor._memory", lambda: 1 / 0)
     [found] = [f for f in examine() if f.state == "problem"]

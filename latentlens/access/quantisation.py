@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from latentlens.errors import BadInput
@@ -19,19 +21,36 @@ _ROWS = 32
 _FAST_PATH = "support_avx512bf16_for_cpu"
 
 
-def nf4_fault() -> str | None:
-    """Run one 4-bit layer on the accelerator, or on the CPU without one; return what went wrong, or None."""
-    import torch
+def faults() -> dict[str, str]:
+    """Run one layer of every kind on the accelerator, or on the CPU without one.
 
+    Returns: "int8" and "nf4", each with what went wrong; empty where nothing did.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = {}
+    log = logging.getLogger("bitsandbytes")
+    level = log.level
+    log.setLevel(logging.ERROR)  # that a faster kernel is not there is no fault
     try:
-        from bitsandbytes.nn.modules import Linear4bit
+        for kind in ("int8", "nf4"):
+            try:
+                states = torch.ones(1, 64, device=device)
+                with torch.no_grad():
+                    finite = bool(_layer(kind).to(device).eval()(states).isfinite().all())
+                found[kind] = "" if finite else "a layer gave values that are not finite"
+            except Exception as error:  # whatever a broken build raises is the finding
+                found[kind] = f"{type(error).__name__}: {error}"
+    finally:
+        log.setLevel(level)
+    return found
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        layer = Linear4bit(64, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4").to(device)
-        states = torch.ones(1, 64, device=device)
-        return None if layer(states).isfinite().all() else "a 4-bit layer gave values that are not finite"
-    except Exception as error:  # whatever a broken build raises is the finding
-        return f"{type(error).__name__}: {error}"
+
+def _layer(kind: str) -> Any:
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+
+    if kind == "int8":
+        return Linear8bitLt(64, 64, bias=False, has_fp16_weights=False)
+    return Linear4bit(64, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4")
 
 
 def keep_unpacked(model: nn.Module) -> None:
@@ -48,14 +67,13 @@ def pack(model: nn.Module) -> None:
 
     Its key must not depend on whether something was computed already. Does nothing on an accelerator.
     """
-    from bitsandbytes.nn.modules import Linear4bit, _convert_weight_packed_for_cpu
+    from bitsandbytes.functional import _convert_weight_packed_for_cpu
 
-    for layer in model.modules():
-        if isinstance(layer, Linear4bit) and layer.weight.device.type == "cpu" and getattr(layer, _FAST_PATH, False):
-            state = getattr(layer.weight, "quant_state", None)
-            if state is not None and not getattr(state, "packing_format_for_cpu", False):
-                packed, layer.weight.quant_state = _convert_weight_packed_for_cpu(layer.weight.data, state)
-                layer.weight.data = packed
+    for _, layer in _fast(model):
+        state = getattr(layer.weight, "quant_state", None)
+        if state is not None and not getattr(state, "packing_format_for_cpu", False):
+            packed, layer.weight.quant_state = _convert_weight_packed_for_cpu(layer.weight.data, state)
+            layer.weight.data = packed
 
 
 def refuse_unpackable(model: nn.Module) -> None:
@@ -79,17 +97,16 @@ def unpacked(model: nn.Module) -> Iterator[None]:
     Through packed ones no gradient flows, and asking for a state dict unpacks them for good. Afterwards they are what
     they were, bit for bit. Does nothing on an accelerator.
     """
-    from bitsandbytes.nn.modules import Linear4bit, _convert_weight_packed_for_cpu_inverse
+    from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
 
     found: list[tuple[Any, Any, Any]] = []
-    for layer in model.modules():
-        if isinstance(layer, Linear4bit) and layer.weight.device.type == "cpu" and getattr(layer, _FAST_PATH, False):
-            found.append((layer, layer.weight.data, layer.weight.quant_state))
-            setattr(layer, _FAST_PATH, False)
-            if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
-                state = copy.deepcopy(layer.weight.quant_state)  # is changed in place
-                plain, layer.weight.quant_state = _convert_weight_packed_for_cpu_inverse(layer.weight.data, state)
-                layer.weight.data = plain
+    for _, layer in [*_fast(model)]:
+        found.append((layer, layer.weight.data, layer.weight.quant_state))
+        setattr(layer, _FAST_PATH, False)
+        if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
+            state = copy.deepcopy(layer.weight.quant_state)  # is changed in place
+            plain, layer.weight.quant_state = _convert_weight_packed_for_cpu_inverse(layer.weight.data, state)
+            layer.weight.data = plain
     try:
         yield
     finally:
@@ -99,14 +116,20 @@ def unpacked(model: nn.Module) -> Iterator[None]:
 
 
 def _unpackable(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """4-bit layers on the CPU that would take the fast path, and whose shape it does not take; with their names."""
-    from bitsandbytes.nn.modules import Linear4bit
-
-    for name, layer in model.named_modules():
-        if not isinstance(layer, Linear4bit) or not getattr(layer, _FAST_PATH, False):
-            continue
+    """Those of `_fast` whose shape the fast path does not take."""
+    for name, layer in _fast(model):
         state = getattr(layer.weight, "quant_state", None)
-        if state is None or layer.weight.device.type != "cpu" or getattr(state, "packing_format_for_cpu", False):
+        if state is None or getattr(state, "packing_format_for_cpu", False):
             continue
         if layer.in_features % state.blocksize or layer.out_features % _ROWS:
+            yield name, layer
+
+
+def _fast(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """4-bit layers on a CPU that take the fast path, with their names."""
+    from bitsandbytes.nn.modules import Linear4bit
+
+    layers: list[tuple[str, Any]] = [(name, one) for name, one in model.named_modules() if isinstance(one, Linear4bit)]
+    for name, layer in layers:
+        if layer.weight.device.type == "cpu" and getattr(layer, _FAST_PATH, False):
             yield name, layer

@@ -60,7 +60,9 @@ def doctor(as_json: options.AsJson = False) -> None:
 
 def examine() -> list[Finding]:
     """Look at everything; a look that fails is itself a finding."""
-    looks: tuple[Callable[[], list[Finding]], ...] = (_versions, _extras, _devices, _memory, _cache, _embedded, _hub)
+    looks: tuple[Callable[[], list[Finding]], ...] = (
+        _versions, _extras, _browser, _devices, _quantisation, _memory, _cache, _embedded, _hub,
+    )  # fmt: skip
     found = []
     for look in looks:
         try:
@@ -113,18 +115,30 @@ def _devices() -> list[Finding]:
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is a CPU build"
         advice = "for a GPU install the build of torch that pytorch.org names for your driver"
         found.append(Finding("GPU", f"none in use; {built}", "note", advice))
-    found.append(Finding("quantisation", *_quantisation()))
     return found
 
 
-def _quantisation() -> tuple[str, State, str]:
-    """Whether a 4-bit layer computes on this machine."""
-    from latentlens.access.quantisation import nf4_fault
+def _quantisation() -> list[Finding]:
+    """Whether layers of 8 and 4 bits compute on this machine."""
+    from latentlens.access.quantisation import faults
 
-    fault = nf4_fault()
-    if fault is None:
-        return "int8 and nf4", "ok", ""
-    return f"does not run: {fault}", "note", "install a bitsandbytes that fits torch; without it, load unquantised"
+    advice = "install a bitsandbytes that fits torch; without it, load unquantised"
+    return [
+        Finding(f"quantisation {kind}", f"does not run: {fault}", "note", advice)
+        if fault
+        else Finding(f"quantisation {kind}", "runs")
+        for kind, fault in faults().items()
+    ]
+
+
+def _browser() -> list[Finding]:
+    """Whether figures can be written as PNG and SVG: kaleido draws them with a browser."""
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome", "google-chrome-stable", "msedge")
+    found = os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, names)), None)
+    if found:
+        return [Finding("browser for PNG and SVG", found)]
+    advice = "install Chromium or Chrome, run plotly_get_chrome, or set BROWSER_PATH"
+    return [Finding("browser for PNG and SVG", "none found on the path", "note", advice)]
 
 
 def _memory() -> list[Finding]:
@@ -165,7 +179,14 @@ def _embedded() -> list[Finding]:
         organism.path()
     except LatentLensError as error:
         return [Finding("embedded model", str(error), "problem", "reinstall latentlens")]
-    return [Finding("embedded model", "every file matches its checksum")]
+    found = [Finding("embedded model", "every file matches its checksum")]
+    for name in organism.saes():
+        try:
+            organism.sae_path(name)
+            found.append(Finding(f"embedded SAE {name}", "every file matches, and so do the weights"))
+        except LatentLensError as error:
+            found.append(Finding(f"embedded SAE {name}", str(error), "problem", "reinstall latentlens, or train-sae"))
+    return found
 
 
 def _hub() -> list[Finding]:
