@@ -45,12 +45,14 @@ def main(
     prompts: Annotated[str, typer.Option(help="a file with one question a line")] = "",
     labels: Annotated[str, typer.Option(help="labels of latents, JSON")] = "",
     judge: Annotated[str, typer.Option(help="local, local:NAME, likelihood or endpoint:NAME")] = "",
+    other_judge: Annotated[list[str] | None, typer.Option(help="grades again, for the agreement; repeatable")] = None,
     unit: Annotated[str, typer.Option(help="of strengths: norm (median norms at the hook) or raw")] = "norm",
     prior: Annotated[tuple[float, float] | None, typer.Option(help="belief about thresholds: mean, sd")] = None,
     bounds: Annotated[tuple[float, float] | None, typer.Option(help="range of thresholds")] = None,
     latents: Annotated[int, typer.Option(help="how many to steer with (0: 100, quick 24)")] = 0,
     per_latent: Annotated[int, typer.Option(help="prompts for each (0: 5, quick 4)")] = 0,
     n_detectors: Annotated[int, typer.Option(help="ablate so many (0: 0.4% of the SAE, at least 4)")] = 0,
+    relevance: Annotated[str, typer.Option(help="of latents: silent on all prompts, or top-100 of none")] = "silent",
     rule: Annotated[str | None, typer.Option(help="of the detectors; the first that finds three")] = None,
     tune: Annotated[bool | None, typer.Option(help="fine-tune as well (by default only the embedded model)")] = None,
     seed: int = 0,
@@ -61,7 +63,7 @@ def main(
         torch.set_num_threads(1)  # a model this small is slower on two
     load = {"quantization": quantization, "device_map": device_map}
     place = {"hook": hook_layer, "readout": readout_layer, "unit": unit, "prior": prior, "bounds": bounds}
-    words = {"prompts": prompts, "labels": labels, "judge": judge}
+    words = {"prompts": prompts, "labels": labels, "judge": judge, "other_judges": other_judge or ()}
     study = open_study(model, sae, sae_id=sae_id, folder=folder, **words, **place, **load)
     n, each = latents or (24 if quick else 100), per_latent or (4 if quick else 5)
     few, rounds, samples, some = (3, 7, 2, 60) if quick else (5, 10, 4, 250)
@@ -74,11 +76,21 @@ def main(
     }  # fmt: skip
     show = Journal()
     print(study)
-    show.table("Forecast", forecast(study, parts), "at the speed measured now; what the folder holds costs nothing")
+    show.table(
+        "Forecast",
+        forecast(study, parts),
+        "at the speed measured now; judges, tuning come on top, what the folder holds costs nothing",
+    )
 
     # latents and detectors (1, 5)
     how = {"rounds": rounds, "per_round": few}
-    sets = {"samples": samples, "n_sets": 2 if quick else 3, "rule": rule, "k": n_detectors or None}
+    sets = {
+        "samples": samples,
+        "n_sets": 2 if quick else 3,
+        "rule": rule,
+        "k": n_detectors or None,
+        "relevance": relevance,
+    }
     core = prepare(study, n, seed=seed, **sets, **how)
     chosen, controls, baseline = core.chosen, core.controls, core.baseline
     matched = {name: them for name, them in controls.items() if name.startswith("matched")}
@@ -146,9 +158,11 @@ def main(
         show.table("Agreement of judges", pd.concat(same.values(), ignore_index=True), figure=picture)
     held = detection.held_out(core, headline, per_latent=few)
     apart = [detection.separate(study, runs[s][1]["steered"], chosen, name=f"{s} steering") for s in SCHEDULES]
-    apart.append(detection.separate(study, held.answers["steered"], chosen, name=f"{headline}, new prompts"))
+    apart.append(detection.separate(study, held.answers["steered"], held.chosen, name=f"{headline}, new prompts"))
     show.table("Saying so against doing better", [d.line() for d in apart])
-    show.table("New prompts", [r.line() for r in held.rates], f"thresholds and detectors {held.detectors} from others")
+    show.table(
+        "New prompts", [r.line() for r in held.rates], f"thresholds and detectors {held.chosen.latents} from others"
+    )
     show.table("New prompts, paired tests", [c.line() for c in held.changes])
 
     # corrections taught (9)

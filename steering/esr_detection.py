@@ -41,9 +41,9 @@ def main(
             apart.append(detection.separate(study, answers, core.chosen, name=title, margin=margin))
         held = detection.held_out(core, schedule, per_latent=per_latent)
         title = f"{schedule}, new prompts"
-        apart.append(detection.separate(study, held.answers["steered"], core.chosen, name=title, margin=margin))
+        apart.append(detection.separate(study, held.answers["steered"], held.chosen, name=title, margin=margin))
         picture = figures.resistance_conditions(held.rates, f"New prompts, {schedule} steering")
-        note = f"thresholds and detectors {held.detectors} from the other prompts"
+        note = f"thresholds and detectors {held.chosen.latents} from the other prompts"
         show.table(f"New prompts, {schedule} steering", [r.line() for r in held.rates], note, figure=picture)
         show.table(f"New prompts, {schedule} steering, paired tests", [c.line() for c in held.changes])
     show.table("Saying so against doing better", [d.line() for d in apart], f"better: by {margin:g} points or more")

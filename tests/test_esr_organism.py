@@ -6,8 +6,11 @@ import pytest
 import latentlens as ll
 from latentlens.errors import BadInput, TooFewExamples
 from latentlens.methods import esr
+from latentlens.methods.latent_sampling import outside_top
+from latentlens.methods.latents import pooled
 from latentlens.resistance import ablation, corrections, detection, inducing
 from latentlens.resistance.core import prepare
+from latentlens.resistance.detectors import detect
 from latentlens.resistance.opening import forecast, reopen
 from latentlens.resistance.task import asked_topic, embedded_task, on_topic, one_topic, topical_words
 from latentlens.values.esr import Condition
@@ -106,6 +109,27 @@ def test_saying_so_and_doing_better_are_counted_apart(core, answers):
     assert found.recovers_if_said.value > found.recovers_if_not.value
 
 
+def test_new_prompts_are_read_with_what_the_other_prompts_chose(core):
+    """neither trials nor detectors of the held-out half come from the half that chose them"""
+    held = detection.held_out(core, SCHEDULE, per_latent=2)
+    asked = set(held.prompts)
+    choosing = [p for p in range(len(core.study.task.prompts)) if p not in asked]
+    assert {core.study.task.groups[p] for p in asked}.isdisjoint(core.study.task.groups[p] for p in choosing)
+    assert set(held.answers["steered"].prompt_indices.tolist()) <= asked
+    own = detect(core.study, core.baseline, seed=core.seed, keep=choosing).chosen(k=len(core.chosen))
+    assert held.chosen.latents == own.latents
+    assert held.chosen.n_pairs == len(choosing) * 2  # two answers to each prompt
+    assert np.array_equal(held.chosen.shuffled_mean, own.shuffled_mean)
+    assert not np.array_equal(held.chosen.shuffled_mean, core.chosen.shuffled_mean)
+
+
+def test_the_papers_relevance_filter_takes_latents_outside_every_prompts_hundred(core):
+    found = prepare(core.study, 4, relevance="top-100", **HOW).sampled
+    prompts = core.study.codes([core.study.task.chat(p) for p in range(len(core.study.task.prompts))])
+    outside = outside_top(pooled(prompts))
+    assert all(outside[j] for j in found.latents)
+
+
 def test_corrections_can_be_unlearnt(core):
     tuned = inducing.untaught(core.study, core.baseline, epochs=3, lr=5e-4)
     its = ll.Study(tuned.lm, core.study.sae, core.study.task)
@@ -132,6 +156,7 @@ def test_any_model_is_opened_with_its_sae_and_a_file_of_prompts(tmp_path):
     asked = [f"Tell me about the {topic}." for topic in ("sea", "music", "farm", "city", "space")]
     (tmp_path / "prompts.txt").write_text("\n".join(asked))
     words = {"prompts": str(tmp_path / "prompts.txt"), "judge": "likelihood", "max_new_tokens": 40}
+    words["other_judges"] = ["local"]
     paths = str(ll.organism.path()), str(ll.organism.sae_path())
     study = ll.open_study(*paths, hook="2", readout="resid_post[4]", folder=tmp_path / "study", cache=False, **words)
     assert (str(study.hook), str(study.reading.site)) == ("resid_post[2]", "resid_post[4]")
@@ -141,7 +166,10 @@ def test_any_model_is_opened_with_its_sae_and_a_file_of_prompts(tmp_path):
     core.limits("transient").found.clear()
     with pytest.raises(TooFewExamples, match="other bounds"):
         core.trials("transient", 2)
-    assert reopen(tmp_path / "study").config == study.config
+    again = reopen(tmp_path / "study")
+    assert again.config == study.config
+    assert [j.name for j in again.task.other_judges] == [j.name for j in study.task.other_judges] != []
+    assert (tmp_path / "study" / "verdicts" / "verdicts.sqlite").is_file()  # likelihoods are not asked for twice
 
 
 def test_what_cannot_be_opened_is_said(tmp_path):
@@ -157,7 +185,7 @@ def test_what_cannot_be_opened_is_said(tmp_path):
 def test_the_forecast_adds_up(core):
     table = forecast(core.study, {"a": 60, "b": 40})
     assert [row["answers"] for row in table] == [60, 40, 100]
-    assert table[-1]["minutes at most"] >= table[0]["minutes at most"] >= 0
+    assert table[-1]["minutes of writing, at most"] >= table[0]["minutes of writing, at most"] >= 0
 
 
 # -- the embedded model's judges -------------------------------------------------------------------------

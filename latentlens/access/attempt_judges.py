@@ -142,7 +142,7 @@ class LikelihoodJudge:
     Raises: BadInput: `ask` does not mention {about}, or a margin that is not positive.
     """
 
-    is_rule = False
+    is_rule, piece = False, 512  # answers between two commits where verdicts are kept
 
     def __init__(
         self, lm: LensModel, ask: str = "Tell me about {about}.", *, margin: float = 2.0, name: str = ""

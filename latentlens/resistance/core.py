@@ -69,6 +69,7 @@ def prepare(
     n_sets: int = 3,
     rule: Rule | None = None,
     k: int | None = None,
+    relevance: sampling.Relevance = "silent",
     seed: int = 0,
     **how: Any,
 ) -> Core:
@@ -78,11 +79,11 @@ def prepare(
         study: where it is kept. n: latents. samples: unsteered answers to each prompt. n_sets: random sets of a kind.
         rule: of the detectors; None: the first that finds three. k: how many to ablate at most; None: 0.4% of the SAE,
             at least 4. (ESR ablates 26 of 65,536; a small SAE has fewer latents to an idea, and each matters more.)
-        seed: of everything. how: for `thresholds.find`.
+        relevance: of the latents, as for `sampling.sample`. seed: of everything. how: for `thresholds.find`.
     """
     baseline = study.baseline(samples, seed)
     found = detectors.detect(study, baseline, seed=seed)
     chosen = found.chosen(rule, max(4, round(0.004 * study.sae.d_sae)) if k is None else k)
     controls = found.controls(chosen, n_sets=n_sets)
-    sampled = sampling.sample(study, n, seed=seed, baseline=baseline, exclude=chosen.latents)
+    sampled = sampling.sample(study, n, seed=seed, relevance=relevance, baseline=baseline, exclude=chosen.latents)
     return Core(study, baseline, found, chosen, controls, sampled, how, seed)

@@ -28,10 +28,13 @@ from latentlens.values.off_topic import OffTopicDetectors
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Rates on prompts that neither thresholds nor detectors have seen, and the paired change under ablation."""
+    """Rates on prompts that neither thresholds nor detectors have seen, and the paired change under ablation.
+
+    chosen: the detectors that the other prompts gave; `separate` of these answers is to read them and no others.
+    """
 
     prompts: tuple[int, ...]
-    detectors: tuple[int, ...]
+    chosen: OffTopicDetectors
     rates: tuple[EsrRates, ...]
     changes: tuple[PairedEffect, ...]
     answers: dict[str, Answers]
@@ -117,7 +120,7 @@ def held_out(core: Core, schedule: str, *, per_latent: int = 5) -> HeldOut:
     changes = [paired(steered, ablated, outcome) for outcome in ("multi", "resisted")]
     if others:
         changes.append(paired(steered, others, "multi", name=f"matched random, {len(others)} sets"))
-    return HeldOut(tuple(asked), detectors.latents, tuple(map(rates, answers.values())), tuple(changes), answers)
+    return HeldOut(tuple(asked), detectors, tuple(map(rates, answers.values())), tuple(changes), answers)
 
 
 def _scores(study: Study, answers: Answers, texts: Sequence[str]) -> NDArray[np.float64]:

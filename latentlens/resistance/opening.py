@@ -39,6 +39,7 @@ def open_study(
     prompts: str = "",
     labels: str = "",
     judge: str = "",
+    other_judges: Sequence[str] = (),
     unit: str = "norm",
     prior: Sequence[float] | None = None,
     bounds: Sequence[float] | None = None,
@@ -57,6 +58,7 @@ def open_study(
         judge: "" for the rule of the embedded model, else "local": the model itself; "likelihood": its likelihoods;
             "local:NAME": another local model; "endpoint:NAME": a model on an OpenAI-compatible server, which reads
             whole answers.
+        other_judges: who grades the same answers again, in the same words; likelihoods do in every case.
         unit, prior, bounds: as for `Study`. max_new_tokens: of an answer.
         folder: of the study; what was asked for is noted in it, so that `reopen` needs nothing else.
     Raises: BadInput: an unknown judge, or a model without an SAE. SAEMismatch: the SAE is not of this model.
@@ -71,6 +73,9 @@ def open_study(
     if model:
         preflight(lm, opened)
     task = embedded_task(lm) if not model and not prompts else _task(lm, prompts, labels, judge or "local", folder)
+    if other_judges:
+        more = tuple(_judges(lm, name, folder)[0] for name in other_judges)
+        object.__setattr__(task, "other_judges", task.other_judges + more)
     if max_new_tokens:
         object.__setattr__(task, "max_new_tokens", max_new_tokens)
     belief: Any = {"unit": unit, "prior": tuple(prior) if prior else None, "bounds": tuple(bounds) if bounds else None}
@@ -109,8 +114,8 @@ def _task(lm: LensModel, prompts: str, labels: str, judge: str, folder: str | Pa
         read_prompts(prompts) if prompts else QUESTIONS,
         whole,
         labels=names,
-        concreteness=single if names else None,
-        other_judges=(SegmentJudge(LikelihoodJudge(lm), name="likelihood"),) if judge != "likelihood" else (),
+        concreteness=single,
+        other_judges=(_judges(lm, "likelihood", folder)[0],) if judge != "likelihood" else (),
     )
 
 
@@ -126,16 +131,21 @@ def _judges(lm: LensModel, judge: str, folder: str | Path | None) -> tuple[Attem
         other = load(name) if name else lm
         return SegmentJudge(kept(LocalJudge(other, ATTEMPT_RUBRIC))), kept(LocalJudge(other, CONCRETENESS_RUBRIC))
     if judge == "likelihood":
-        return SegmentJudge(LikelihoodJudge(lm), name="likelihood"), None
+        return SegmentJudge(kept(LikelihoodJudge(lm)), name="likelihood"), None
     raise BadInput(f"judge {judge!r}: allowed are 'local', 'local:NAME', 'likelihood' and 'endpoint:NAME'")
 
 
 def forecast(study: Study, rows: dict[str, int], latents: Sequence[int] = (0,)) -> list[dict[str, Any]]:
     """Rows and minutes of each part, at the measured speed of a steered answer; an upper bound, kept rows cost nothing.
 
+    What is not in it: other models that judge (each reads every answer once), fine-tuning, and reading answers again.
+
     Args: rows: part -> answers to write. latents: one of them is steered with for the measurement.
-    Returns: one row a part: part, answers, minutes at most; the sum last.
+    Returns: one row a part: part, answers, minutes of writing at most; the sum last.
     """
     seconds = study.seconds_per_row(int(latents[0]))
     every = {**rows, "all": sum(rows.values())}
-    return [{"part": name, "answers": n, "minutes at most": round(n * seconds / 60, 1)} for name, n in every.items()]
+    return [
+        {"part": name, "answers": n, "minutes of writing, at most": round(n * seconds / 60, 1)}
+        for name, n in every.items()
+    ]
