@@ -61,10 +61,23 @@ def test_ablating_the_off_topic_latents_lowers_restarts_and_random_ones_do_not(o
     arms = {arm.name: arm for arm in ablation.ablation(organism, middle, n=40, n_seeds=1)}
     assert arms["not steered"].share.value < 0.05
     assert arms["no ablation"].share.value > 0.2
+    assert arms["off-topic latents"].share.value < arms["no ablation"].share.value / 2
     assert arms["off-topic latents"].change.high < 0
     for name in ("matched random latents 1", "matched random latents 2"):
+        assert arms[name].change.high >= 0
         assert arms["off-topic latents"].share.value < arms[name].share.value
         assert not set(arms[name].latents) & set(arms["off-topic latents"].latents)
+
+
+def test_what_is_ablated_tells_and_what_is_random_does_not(organism, sae):
+    them, others = ablation.off_topic_latents(organism, sae, 400)
+    given = concepts.ends(organism, 400, 77)
+    found = concepts.detectors(concepts.codes(organism, sae, given), given.labels[concepts.OFF_TOPIC])
+    assert 0 < len(them) <= ablation.MOST
+    assert found.auroc[them].min() > 0.85
+    for one in others:
+        assert len(one) == len(them)
+        assert found.auroc[one].max() < 0.6
 
 
 def test_an_sae_before_the_steered_block_is_refused(organism, middle):

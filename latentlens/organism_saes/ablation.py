@@ -6,7 +6,6 @@ Every arm has the same prompts and the same seeds, so arms are compared reply by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,8 @@ import numpy as np
 import torch
 
 from latentlens.access.model import LensModel
-from latentlens.errors import BadInput
+from latentlens.access.sae import encode
+from latentlens.errors import BadInput, TooFewExamples
 from latentlens.maths.statistics import cluster_bootstrap, wilson
 from latentlens.methods import latents
 from latentlens.organism.corpus import texts
@@ -31,8 +31,9 @@ from latentlens.values.results import Estimate
 from latentlens.values.sae import SAE
 from latentlens.values.schedules import Schedule
 
-#: How many off-topic latents are ablated, and how many sets of random ones beside them.
-N_LATENTS, N_SETS = 6, 5
+#: From which AUROC on a latent is an off-topic one; how many of them are ablated at most; how many sets of random ones stand
+#: beside them. Filling up a fixed number with latents that do not tell does other harm, and restarts come back.
+TELLS, MOST, N_SETS = 0.9, 6, 5
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,26 @@ def topic_directions(lm: LensModel, block: int, n: int = 400) -> dict[str, Direc
     return {one: Direction(mean - centre, site, one) for one, mean in means.items()}
 
 
-def off_topic_latents(lm: LensModel, sae: SAE, n: int = 1200) -> list[int]:
-    """Return the latents that tell off-topic sentences best at their full stop, on TUNING texts."""
-    given = ends(lm, n, TUNING)
-    return detectors(codes(lm, sae, given), given.labels[OFF_TOPIC]).best(N_LATENTS)
+def off_topic_latents(lm: LensModel, sae: SAE, n: int = 1200) -> tuple[list[int], list[list[int]]]:
+    """Return the latents that tell off-topic sentences at their full stop, on TUNING texts, and sets of others.
 
+    The others fire as often and as strongly over all tokens of replies; none of them tells off-topic sentences better
+    than chance.
 
-def random_sets(lm: LensModel, sae: SAE, chosen: Sequence[int], n: int = 1200) -> list[list[int]]:
-    """Return sets of other latents that fire as often and as strongly at the same full stops, off topic."""
+    Raises: TooFewExamples: no latent tells them.
+    """
     given = ends(lm, n, TUNING)
-    there = codes(lm, sae, given).rows(np.array(given.labels[OFF_TOPIC]))
-    found = latents.firing(there)
-    return [latents.matched(found, chosen, exclude=chosen, n=8, seed=seed) for seed in range(N_SETS)]
+    told = detectors(codes(lm, sae, given), given.labels[OFF_TOPIC])
+    them = told.best(min(MOST, int((told.auroc >= TELLS).sum())))
+    if not them:
+        most = float(told.auroc.max())
+        raise TooFewExamples(
+            f"no latent of {sae.name} has an AUROC of {TELLS} for {OFF_TOPIC!r}; the best has {most:.2f}"
+        )
+    replies = [t.messages() for t in texts("topics", n // 2, TUNING)]
+    firing = latents.firing(encode(lm, sae, replies, "role:assistant"))
+    others = [latents.matched(firing, them, exclude=told.beyond_chance, n=8, seed=seed) for seed in range(N_SETS)]
+    return them, others
 
 
 def ablation(lm: LensModel, sae: SAE, n: int = 200, n_seeds: int = 2, seed: int = TESTING + 3) -> list[Ablated]:
@@ -80,9 +89,9 @@ def ablation(lm: LensModel, sae: SAE, n: int = 200, n_seeds: int = 2, seed: int 
     if sae.site.block is None or sae.site.block < block:
         raise BadInput(f"{sae.site} lies before the steered block {block}: its latents cannot answer to the steering")
     chosen, vectors = asked(n, seed), topic_directions(lm, block)
-    them = off_topic_latents(lm, sae)
+    them, others = off_topic_latents(lm, sae)
     arms: dict[str, tuple[int, ...]] = {"no ablation": (), "off-topic latents": tuple(them)}
-    arms |= {f"matched random latents {i}": tuple(one) for i, one in enumerate(random_sets(lm, sae, them), 1)}
+    arms |= {f"matched random latents {i}": tuple(one) for i, one in enumerate(others, 1)}
     how = {"where": "last_prompt+response", "schedule": Schedule(stop=steps)}
     moves = [Add(vectors[TOPICS[(TOPICS.index(str(t.topic)) + SHIFT) % len(TOPICS)]], strength, **how) for t in chosen]
 
