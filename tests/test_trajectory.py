@@ -82,6 +82,14 @@ def test_more_confidence_points_to_right_in_every_baseline():
         assert high.oriented(name)[0] > low.oriented(name)[0]
 
 
+def test_more_confidence_over_the_response_points_to_right_too():
+    two = trajectory.signals(paths_of([A, B], [A, B]))
+    logits = torch.tensor([[0.9, 0.05, 0.05], [0.4, 0.3, 0.3]]).log()
+    found = two.add(**trajectory.output_scores(Activations({Site("logits"): logits}, {"text": np.array([0, 1])})))
+    for name in ("p_max", "ppl", "mean_entropy"):
+        assert found.oriented(name)[0] > found.oriented(name)[1], name
+
+
 def test_output_scores_average_over_the_response():
     logits = torch.tensor([[0.5, 0.5], [0.75, 0.25], [1 - 1e-9, 1e-9]]).log()
     acts = Activations({Site("logits"): logits}, {"text": np.array([4, 4, 9])})

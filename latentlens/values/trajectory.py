@@ -36,6 +36,8 @@ SIGNS: Mapping[str, int] = {
     "entropy": -1,
     "perplexity": -1,
     "p_max": 1,
+    "ppl": -1,
+    "mean_entropy": -1,
     "n_tokens": -1,
 }
 
