@@ -31,7 +31,7 @@ from latentlens.values.results import Estimate
 from latentlens.values.sae import SAE
 from latentlens.values.schedules import Schedule
 
-#: From which AUROC on a latent is an off-topic one; how many of them are ablated at most; how many sets of random ones stand
+#: From which AUROC on a latent is an off-topic one; how many of them are ablated at most; how many random sets stand
 #: beside them. Filling up a fixed number with latents that do not tell does other harm, and restarts come back.
 TELLS, MOST, N_SETS = 0.9, 6, 5
 
