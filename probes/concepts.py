@@ -92,7 +92,8 @@ def main(
         cosine = best.direction.cosine(found.direction) if best.site == found.direction.site else np.nan
         kinds.append([method, str(best.site), best.auroc.short, best.shuffled.short,
                       "-" if best.selectivity is None else best.selectivity.short, cosine])  # fmt: skip
-    columns = ["probe", "site chosen", "AUROC held out", "shuffled labels", "selectivity", "cosine to the report's"]
+    # cosine: to the direction of the report
+    columns = ["probe", "site chosen", "AUROC held out", "shuffled labels", "selectivity", "cosine"]
     kinds = pd.DataFrame(kinds, columns=columns)
     for heading, frame in {**found.tables(), "other probes": kinds}.items():
         shown = frame.map(

@@ -130,6 +130,15 @@ def test_parts_without_data_are_named_with_what_to_give():
         found.table("beauty")
 
 
+def test_an_accuracy_of_one_still_has_an_interval_with_a_width():
+    acts, labels, groups = planted(strengths=(0.0, 40.0))
+    found = probe_report(acts, labels, groups=groups, **QUICK)
+    scores = found.table("scores").set_index("what")["value"]
+    for name in ("accuracy", "balanced accuracy"):
+        assert scores[name].value == 1
+        assert 0.85 < scores[name].low < 0.97  # 50 groups, all right
+
+
 def test_labels_of_groups_do_not_leak():
     rng = np.random.default_rng(3)
     groups = np.repeat(np.arange(60), 5)

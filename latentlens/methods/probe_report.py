@@ -77,10 +77,8 @@ class _Case:
     def interval(self, scores: NDArray, y: NDArray | None = None, group: NDArray | None = None) -> Estimate:
         """AUROC with the group bootstrap's interval, widened by what refitting adds."""
         labels, groups = (self.y, self.group) if y is None or group is None else (y, group)
-        value = auroc(scores, labels)
-        low, high = cluster_bootstrap(
-            auroc, scores, labels, groups=groups, n=self.n_bootstrap, seed=self.seed, level=self.level
-        )
+        value, how = auroc(scores, labels), {"n": self.n_bootstrap, "seed": self.seed, "level": self.level}
+        low, high = cluster_bootstrap(auroc, scores, labels, groups=groups, **how)
         if low == high:
             positive, negative = (len(np.unique(groups[labels == side])) for side in (True, False))
             low, high = auroc_score_interval(value, positive, negative, self.level)
@@ -91,7 +89,10 @@ class _Case:
         low, high = cluster_bootstrap(
             statistic, hits, *more, groups=self.group, n=self.n_bootstrap, seed=self.seed, level=self.level
         )
-        return Estimate(statistic(hits, *more), low, high, len(hits), self.level)
+        value, n = statistic(hits, *more), len(np.unique(self.group))
+        if low == high and value in (0.0, 1.0):  # no resample can differ: count groups
+            low, high = wilson(round(value * n), n, self.level)
+        return Estimate(value, low, high, len(hits), self.level)
 
 
 def probe_report(
