@@ -145,7 +145,7 @@ def main(
             ll.Section("Recoverability trained in one regime, tested in another", [moved]),
             ll.Section("Entropy over the first tokens written", [plots.by_regime(curves)]),
             ll.Section("Dimension by layer", [plots.by_regime(sizes)]),
-            ll.Section("Other estimators of dimension, last block", [pd.concat(others)]),
+            ll.Section("Other estimators of dimension, last block", [pd.concat(others, ignore_index=True)]),
         ],
         manifest=ll.manifest(lm, n=n, seed=seed, forwards=forwards, texts_written=written),
     )

@@ -39,7 +39,7 @@ Counts = dict[str, int]
 
 
 def problems(model: str | None, arm: str, data: str, subset: str | None, n: int, seed: int):
-    """Problems to measure on and as many new ones: prompts, questions, what ends the reasoning, how to read an answer."""
+    """Problems to measure on, and as many new ones: prompts, questions, end of the reasoning, reader of answers."""
     if model is None:
         counts = (5,) if arm == "traces" else (3, 4, 5, 6)  # hurried texts always have five steps
         drawn = [t for t in organism.texts("arithmetic", 30 * n, seed, split="open") if t.difficulty in counts]
@@ -124,10 +124,10 @@ def early(lm, task, runs, seeds, size: int, counts: Counts, seed: int, how):
     equal, saved = forest.about["equal scores"], 1 - now["tokens"].sum() / full["tokens"].sum()
     return replace(forest, policies=(*first, *forest.policies[1:])), (
         f"{answering:.0%} of the samples had begun to answer by then. Two right samples of one problem have the same "
-        f"score in {equal['right']:.0%} of pairs, two wrong ones in {equal['wrong']:.0%}: where right samples "
-        "read alike, the largest of ANY score is an odd, wrong one's more often than its share. So compare the forest with its "
-        "scores shuffled so that equal ones stay equal, not with a random sample. "
-        f"Stopped while writing, the most typical going on: {now['right'][replay].mean():.3f} right, "
+        f"score in {equal['right']:.0%} of pairs, two wrong ones in {equal['wrong']:.0%}: where right samples read "
+        "alike, the largest of ANY score is an odd, wrong one's more often than its share. So compare the forest with "
+        "its scores shuffled so that equal ones stay equal, not with a random sample. Stopped while writing, the most "
+        f"typical going on: {now['right'][replay].mean():.3f} right, "
         f"{saved:.1%} of the tokens saved; {alike.mean():.1%} of {len(now)} samples end where the replay on whole "
         "samples cuts them."
     )

@@ -79,6 +79,18 @@ def test_a_missing_class_gives_nan_and_a_reason(split, n_right):
     assert found.to_frame()["reason"][0] == found.reason
 
 
+def test_the_interval_of_out_of_fold_scores_takes_in_what_refitting_adds():
+    acts, y = planted(strength=0, n=80)
+    fixed = recover(acts, y, split="folds", n_permutations=0)
+    wide = recover(acts, y, split="folds", n_permutations=40)
+    assert fixed.wider == 1
+    assert wide.wider > 1.1
+    assert wide.auroc.value == fixed.auroc.value
+    assert wide.auroc.high - wide.auroc.value == pytest.approx(wide.wider * (fixed.auroc.high - fixed.auroc.value))
+    assert recover(acts, y, split="holdout", n_permutations=40).wider == 1
+    assert wide.to_frame()["wider"][0] == wide.wider
+
+
 def test_the_rarer_class_sets_the_number_of_folds():
     acts, _ = planted(n=40)
     assert recover(acts, np.arange(40) < 3, split="folds", n_permutations=0).folds == 3

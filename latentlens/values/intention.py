@@ -159,7 +159,8 @@ class Dimensionality(Shown):
 class Recoverability(Shown):
     """Whether a state says if the answer will be right.
 
-    auroc: held out. Its interval resamples groups of fixed predictions and so leaves out the variance of training.
+    auroc: held out. Its interval resamples groups of fixed predictions, widened by `wider` for out-of-fold ones, whose
+        spread over refits is larger; (end - value) / wider gives the interval that is published.
     p: share of label permutations, refitted from the start, that reach it: (1 + hits) / (1 + permutations). Judge by
         this one. shuffled: mean and spread of those permutations, expected .5.
     train_auroc: 1 means nothing where d exceeds n. C: the one used, or chosen on the validation side.
@@ -178,6 +179,7 @@ class Recoverability(Shown):
     folds: int
     split: str
     reason: str = ""
+    wider: float = 1.0
 
     def to_frame(self) -> pd.DataFrame:
         """One row with all numbers."""
@@ -200,6 +202,7 @@ class Recoverability(Shown):
                     "n_right": self.n_right,
                     "d": self.d,
                     "folds": self.folds,
+                    "wider": self.wider,
                     "reason": self.reason,
                 }
             ]
