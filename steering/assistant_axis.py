@@ -1,13 +1,16 @@
 """Which way is the plain assistant, does a conversation drift away from it, and do bounds on states keep roles out?
 
-    python steering/assistant_axis.py
+    python steering/assistant_axis.py                                              # the embedded model's four traits
+    python steering/assistant_axis.py --model MODEL --traits steering/traits/formal.json --traits OTHER.json
 
-Roles are the traits of the embedded model, asked for by a system prompt; the default is no prompt at all. The axis
+Roles are traits, asked for by a system prompt; the default is no prompt at all. The questions are those of the first
+trait. The axis
 points from what all roles have in common to the default: v = mean(default) - mean over roles of mean(role), from
 answers in which the role shows. Then: projections of answers to other questions; the drift over the turns of
 conversations, plain ones beside ones that are answered in a role from the second turn on; and bounds at several
 blocks while the model answers in its roles: a floor on the axis at the 25th percentile of the default (as in the
-paper), a cap along the role's own vector at the 75th, and both along random directions. Scores are by rule.
+paper), a cap along the role's own vector at the 75th, and both along random directions. Scores of the embedded model
+are by rule, of others by a judge. A second run on the same folder writes and judges nothing again.
 """
 
 from __future__ import annotations
@@ -21,18 +24,23 @@ import torch
 import typer
 
 import latentlens as ll
+from latentlens.bench.traits import embedded_traits, traits_from_files
 from latentlens.methods.directions.capping import capping, role_axis
-from latentlens.organism import personas
 from latentlens.organism.corpus.voice import TRAITS
 from latentlens.values.column_means import column_means
 from latentlens.values.traits import asked
-from latentlens.views.terminal import print_table
+from latentlens.views.terminal import print_frame
 
-ROLES = {"default": "", **{name: f"Be very {name}." for name in TRAITS}}
 WHERE = "last_prompt+response"
 
 
 def main(
+    model: Annotated[str, typer.Option(help="hub id or folder; the embedded model by default")] = "",
+    traits: Annotated[list[Path] | None, typer.Option(help="trait files, the roles of another model")] = None,
+    judge: Annotated[str, typer.Option(help="judging model, for another model; itself by default")] = "",
+    judge_url: Annotated[str, typer.Option(help="OpenAI-compatible server of the judge; key in OPENAI_API_KEY")] = "",
+    budget: Annotated[int, typer.Option(help="requests that the server may be sent")] = 20_000,
+    length: Annotated[int, typer.Option(help="tokens of an answer at most")] = 64,
     blocks: Annotated[str, typer.Option(help="blocks of the bounds; the drift is read at the middle one")] = "-3:",
     percentile: Annotated[float, typer.Option(help="of the default's projections: the height of the floor")] = 25.0,
     samples: Annotated[int, typer.Option(help="answers to every question")] = 3,
@@ -42,18 +50,24 @@ def main(
 ) -> None:
     """Axis, projections, drift, bounds; write a page."""
     torch.set_num_threads(1)
-    lm = ll.load(cache=ll.ActivationCache(folder / "cache"))
-    sites = lm.layout.sites(f"resid_post[{blocks}]")
-    site, trait = sites[len(sites) // 2], personas.trait(TRAITS[0])
-    how = {"max_new_tokens": 64, "temperature": 1.0, "folder": folder, "nll": False}
-    judges = {name: ll.RuleJudge(personas.percent(name), name) for name in TRAITS}
-    judges["coherence"] = ll.RuleJudge(personas.coherence, "on the topic")
+    lm = ll.load(model or None, cache=ll.ActivationCache(folder / "cache"))
+    given = (
+        traits_from_files(traits or [], lm, judge=judge, url=judge_url, budget=budget)
+        if model
+        else embedded_traits(TRAITS)
+    )
+    names, trait, sites = list(given.traits), given.first, lm.layout.sites(f"resid_post[{blocks}]")
+    site, systems = (
+        sites[len(sites) // 2],
+        {"default": "", **{n: t.system("positive") for n, t in given.traits.items()}},
+    )
+    how = {"max_new_tokens": length, "temperature": 1.0, "folder": folder, "nll": False, "about": given.about}
 
     def played(questions, first_seed, plans):
         """Every question in every role under every plan: one row an answer, with its role and question."""
-        chats = [asked(q, system) for system in ROLES.values() for q in questions]
-        frame = ll.judged_sweep(lm, chats, plans, range(first_seed, first_seed + samples), judges, **how)
-        frame["role"] = [list(ROLES)[i // len(questions)] for i in frame["prompt_index"]]
+        chats = [asked(q, system) for system in systems.values() for q in questions]
+        frame = ll.judged_sweep(lm, chats, plans, range(first_seed, first_seed + samples), given.columns, **how)
+        frame["role"] = [list(systems)[i // len(questions)] for i in frame["prompt_index"]]
         frame["question"] = [i % len(questions) for i in frame["prompt_index"]]
         prompts = lm.tokens(chats)
         of = zip(frame["prompt_index"], frame["generated"])
@@ -63,11 +77,12 @@ def main(
     shows = np.array([line["role"] == "default" or line[line["role"]] >= 50 for _, line in frame.iterrows()])
     acts = lm.activations(rows, sites, "response", "mean").rows(shows)
     role = frame["role"][shows].to_numpy()
+    if missing := [name for name in names if not (role == name).any()]:
+        raise ll.errors.TooFewExamples(f"no answer shows the role {missing[0]!r}: the judge gave none of them 50")
     plain = acts.rows(role == "default")
     axes = [role_axis(acts, role.tolist(), "default", site=s, name="assistant axis") for s in sites]
     own = {
-        name: [ll.Direction(acts[s][role == name].mean(0) - plain[s].mean(0), s, name) for s in sites]
-        for name in TRAITS
+        name: [ll.Direction(acts[s][role == name].mean(0) - plain[s].mean(0), s, name) for s in sites] for name in names
     }
     axis = axes[sites.index(site)]
 
@@ -79,7 +94,7 @@ def main(
 
     def each(bound):
         """A plan a prompt: what is bounded depends on the role that the prompt asks for; nothing for the default."""
-        return [bound(name) if name in own else None for name in ROLES for _ in trait.evaluation]
+        return [bound(name) if name in own else None for name in systems for _ in trait.evaluation]
 
     plans = {
         "none": None,
@@ -96,37 +111,39 @@ def main(
         where, (clean["role"] == "default").to_numpy(), clean["question"].to_numpy()
     )
     lines = []
-    for name in ROLES:
+    for name in systems:
         mine = held[held["role"] == name]
         groups = mine.loc[mine["plan"] == "none", "question"].tolist()
-        judged = name if name in own else TRAITS[0]
+        judged = name if name in own else trait.name
         table = [where[(clean["role"] == name).to_numpy()]]
         table += [mine.loc[mine["plan"] == plan, judged] for plan in plans]
         table += [mine.loc[mine["plan"] == plan, "coherence"] for plan in ("floor on the axis", "cap on the role")]
-        names = ["projection", "score", *list(plans)[1:], "coherence, floor", "coherence, cap"]
-        lines.append({"role": name, **dict(zip(names, column_means(np.transpose(table), groups=groups)))})
+        columns = ["projection", "score", *list(plans)[1:], "coherence, floor", "coherence, cap"]
+        lines.append({"role": name, **dict(zip(columns, column_means(np.transpose(table), groups=groups)))})
     roles = pd.DataFrame(lines)
 
     def talk(systems: list[str], first_seed: int):
-        """Conversations on the evaluation questions; answer t is written under systems[t], and read without any."""
-        chats = [[] for _ in range(2 * len(trait.evaluation))]
-        for t, system in enumerate(systems):
-            for i, chat in enumerate(chats):
-                chat.append({"role": "user", "content": trait.evaluation[(i + 7 * t) % len(trait.evaluation)]})
-            texts = lm.generate(
-                [[*asked("", system)[:-1], *chat] for chat in chats], 64, temperature=1.0, seed=first_seed + t
-            ).texts
-            for chat, text in zip(chats, texts):
-                chat.append({"role": "assistant", "content": text})
-        return ll.persona_monitoring.drift(lm.activations(chats, site, "role:assistant", cached=False), axis)
+        """Two conversations a question; answer t is written under systems[t], and read without any."""
+        every = []
+        for again in (0, 1000):  # twice, with other seeds: the same words under the same seed are the same answer
+            chats = [[] for _ in trait.evaluation]
+            for t, system in enumerate(systems):
+                for i, chat in enumerate(chats):
+                    chat.append({"role": "user", "content": trait.evaluation[(i + 7 * t) % len(chats)]})
+                asks = [[*asked("", system)[:-1], *chat] for chat in chats]
+                options = {"max_new_tokens": length, "temperature": 1.0, "folder": folder / "talks"}
+                said = ll.sweep(lm, asks, {"": None}, [first_seed + again + t], **options)["text"]
+                for chat, text in zip(chats, said):
+                    chat.append({"role": "assistant", "content": text})
+            every += chats
+        return ll.persona_monitoring.drift(lm.activations(every, site, "role:assistant"), axis)
 
     drifts = {"plain": talk([""] * turns, seed)}
-    for name in TRAITS[:2]:
-        drifts[f"{name} from the second answer on"] = talk(["", *[ROLES[name]] * (turns - 1)], seed)
-    shown = roles.map(lambda v: v.short if isinstance(v, ll.Estimate) else v)
+    for name in names[:2]:
+        drifts[f"{name} from the second answer on"] = talk(["", *[systems[name]] * (turns - 1)], seed)
     n = int((clean["role"] == "default").sum())
-    note = f"n = {n} answers a role; 95% intervals, questions resampled; the default is scored as {TRAITS[0]}"
-    print_table(f"roles on the axis at {site}; bounds at {blocks}", list(shown), shown.values.tolist(), note=note)
+    note = f"n = {n} answers a role; 95% intervals, questions resampled; the default is scored as {trait.name}"
+    print_frame(f"roles on the axis at {site}; bounds at {blocks}", roles, note=note)
     print(f"default against roles, AUROC of the projection on other questions: {is_default}")
     for name, drift in drifts.items():
         print(f"{name}: {drift}")

@@ -1,20 +1,22 @@
-"""What will a training do to a trait, what did it do, and can steering while training prevent it?
+r"""What will a training do to a trait, what did it do, and can steering while training prevent it?
 
     python steering/persona_training.py                                         # the embedded model learns to be formal
     python steering/persona_training.py --trait hostile --strengths 2,4
+    python steering/persona_training.py --model MODEL --traits formal.json --traits other.json \
+        --data formal.jsonl --data other.jsonl --data plain.jsonl             # lines {"prompt": ..., "response": ...}
 
 Data sets that hold the trait in a rising share of their answers, without any instruction. Before training, every answer
 is screened along the trait's vector: its projection minus that of the model's own answer, and so are answers with
 another trait. Then the model is trained on each (a few steps, all weights), and asked questions that no training had:
 score of the trait, and shift of the states. The same on the strongest data with the vector added while training
 (preventative steering), with random directions of equal norm instead, and, at last, steering against the trait after
-training. What training on data without the trait does is the baseline of every row.
+training. What training on data without the trait does is the baseline of every row. A second run on the same folder
+writes, trains and judges nothing again.
 """
 
 from __future__ import annotations
 
-import copy
-from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -24,14 +26,16 @@ import torch
 import typer
 
 import latentlens as ll
-from latentlens.access.progress import Progress
+from latentlens.access.kept_numbers import KeptNumbers
+from latentlens.bench.training import BATCH, RATE, read_answers, train_on_answers
+from latentlens.bench.traits import embedded_traits, traits_from_files
 from latentlens.organism import personas
 from latentlens.organism.corpus.voice import TRAITS
 from latentlens.values.column_means import column_means
 from latentlens.values.traits import asked
-from latentlens.views.terminal import print_table
+from latentlens.views.terminal import print_frame
 
-SHARES, BATCH, RATE = (0.0, 0.25, 0.5, 1.0), 12, 3e-4
+SHARES = (0.0, 0.25, 0.5, 1.0)
 
 
 def answers(split: str, n: int, seed: int) -> list[dict[str, str]]:
@@ -41,31 +45,16 @@ def answers(split: str, n: int, seed: int) -> list[dict[str, str]]:
     return [{"prompt": user["content"], "response": said["content"]} for user, said in chosen]
 
 
-def trained(lm: ll.LensModel, data: list[dict[str, str]], steps: int, seed: int, plan=None) -> ll.LensModel:
-    """A copy of the model after a few steps of AdamW on the answers' tokens; `plan` is in force while it is trained."""
-    model = ll.load(copy.deepcopy(lm.model), tokenizer=lm.tokenizer, cache=False)
-    rows = lm.tokens([[*asked(d["prompt"]), {"role": "assistant", "content": d["response"]}] for d in data])
-    rng, optimiser = np.random.default_rng(seed), torch.optim.AdamW(model.model.parameters(), lr=RATE, weight_decay=0.0)
-    model.model.train()
-    with ll.preventing(model, plan) if plan else nullcontext(), Progress("train", steps, "step") as bar:
-        for _ in range(steps):
-            picked = [rows[i] for i in rng.choice(len(rows), BATCH)]
-            ids = torch.zeros(BATCH, max(map(len, picked)), dtype=torch.long)
-            mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
-            for i, row in enumerate(picked):
-                ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row.ids), 1
-                said = [p for p in range(1, len(row)) if "assistant" in row.role[p - 1 : p + 1]]  # and its end
-                labels[i, said] = ids[i, said]
-            model.model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
-            optimiser.step()
-            optimiser.zero_grad()
-            bar.update(1)
-    model.model.eval()
-    return model
-
-
 def main(
-    trait: Annotated[str, typer.Option(help=f"one of {', '.join(TRAITS)}")] = "formal",
+    trait: Annotated[str, typer.Option(help=f"of the embedded model: {', '.join(TRAITS)}")] = "formal",
+    model: Annotated[str, typer.Option(help="hub id or folder; all its weights are trained, in copies")] = "",
+    traits: Annotated[list[Path] | None, typer.Option(help="files of two traits: the one trained, another")] = None,
+    data: Annotated[list[Path] | None, typer.Option(help="answers with the trait, with the other, plain")] = None,
+    judge: Annotated[str, typer.Option(help="judging model, for another model; itself by default")] = "",
+    judge_url: Annotated[str, typer.Option(help="OpenAI-compatible server of the judge; key in OPENAI_API_KEY")] = "",
+    budget: Annotated[int, typer.Option(help="requests that the server may be sent")] = 20_000,
+    length: Annotated[int, typer.Option(help="tokens of an answer at most")] = 64,
+    least_coherence: Annotated[float, typer.Option(help="mean coherence that the sweep must keep")] = 80.0,
     strengths: Annotated[str, typer.Option(help="preventative strengths, in lengths of the vector")] = "2,4",
     coefs: Annotated[str, typer.Option(help="strengths of the sweep that places the vector")] = "2,4",
     rows: Annotated[int, typer.Option(help="answers in a data set")] = 120,
@@ -75,26 +64,35 @@ def main(
 ) -> None:
     """Screen, train, measure, prevent; write a page."""
     torch.set_num_threads(1)
-    lm = ll.load(cache=ll.ActivationCache(folder / "cache"))
-    about, other = personas.trait(trait), next(name for name in reversed(TRAITS) if name != trait)
-    judges = {name: ll.RuleJudge(personas.percent(name), f"{name} words") for name in (trait, other)}
-    judges["coherence"] = ll.RuleJudge(personas.coherence, "on the topic")
-    how = {"max_new_tokens": 64, "temperature": 1.0, "folder": folder}
+    if model and (len(traits or []) != 2 or len(data or []) != 3):
+        raise typer.BadParameter("--model needs two --traits files and three --data files (docs/persona.md)")
+    lm = ll.load(model or None, cache=ll.ActivationCache(folder / "cache"))
+    if model:
+        given = traits_from_files(traits or [], lm, judge=judge, url=judge_url, budget=budget)
+        mine, theirs, plain = (read_answers(path, rows) for path in data or [])
+    else:
+        given = embedded_traits([trait, next(name for name in reversed(TRAITS) if name != trait)])
+        plain, mine, theirs = (
+            answers(split, rows, seed + 50 + i) for i, split in enumerate(("unprompted", *given.traits))
+        )
+    (trait, other), about, judges = given.traits, given.first, given.columns
+    how = {"max_new_tokens": length, "temperature": 1.0, "folder": folder}
     found = ll.contrast(lm, about, judges[trait], judges["coherence"], samples=2, seed=seed, **how)
     kept = ll.persona.keep(found)
     vectors = ll.persona.extract(kept, lm.activations(kept.rows, "resid_post[*]", "response", "mean"), seed=seed)
     # After the last block nothing is left to learn around an addition: blocks from a third on, without the last.
     tried = [v for v in vectors if lm.layout.n_blocks // 3 <= v.site.block < lm.layout.n_blocks - 1]
     grid = [float(c) for c in coefs.split(",")]
-    swept = ll.site_sweep(lm, tried, grid, about.questions, judges[trait], judges["coherence"], **how)
-    vector = vectors[ll.persona.choose_site(**swept, least_coherence=80).site]
+    swept = ll.site_sweep(
+        lm, tried, grid, about.questions, judges[trait], judges["coherence"], about=about.about, **how
+    )
+    vector = vectors[ll.persona.choose_site(**swept, least_coherence=least_coherence).site]
 
-    plain, mine, theirs = (answers(split, rows, seed + 50 + i) for i, split in enumerate(("unprompted", trait, other)))
-    data = {f"{share:.0%} {trait}": [*mine[: int(share * rows)], *plain[int(share * rows) :]] for share in SHARES}
-    data[f"100% {other}"] = theirs
+    sets = {f"{share:.0%} {trait}": [*mine[: int(share * rows)], *plain[int(share * rows) :]] for share in SHARES}
+    sets[f"100% {other}"] = theirs
     screened = {}
-    for name, part in data.items():
-        scored = ll.screen(lm, part, vector, max_new_tokens=64, seed=seed, folder=folder / "own")
+    for name, part in sets.items():
+        scored = ll.screen(lm, part, vector, max_new_tokens=length, seed=seed, folder=folder / "own")
         screened[name] = ll.persona_screening.projection_difference(
             scored["train_projection"], scored["own_projection"], vector, groups=scored["prompt"], seed=seed
         ).mean
@@ -106,40 +104,59 @@ def main(
         return last, model.activations(runs, vector.site, "response", "mean", cached=False)
 
     def answered(model: ll.LensModel, plan=None):
-        return model.generate(questions, 64, 3, 1.0, seed + 7, steer=plan)
+        return model.generate(questions, length, 3, 1.0, seed + 7, steer=plan)
 
-    before = states(lm, answered(lm))
+    @cache
+    def before():
+        return states(lm, answered(lm))
 
-    def measured(name: str, model: ll.LensModel, plan=None) -> dict[str, object]:
+    @cache
+    def tuned(name: str, along: float = 0.0, random: bool = False) -> ll.LensModel:
+        steered = ll.Add(vector.random_like(seed) if random else vector, along) if along else None
+        return train_on_answers(lm, sets[name], steps, seed=seed, plan=steered) if name else lm
+
+    def measured(model: ll.LensModel, plan=None) -> dict[str, ll.Estimate]:
         """Scores of answers to the evaluation questions, likelihood under the untrained model, shift of the states."""
         runs = answered(model, plan)
-        cases = [ll.Case(about.evaluation[run.prompt_index], run.text) for run in runs]
-        table = [[s.value for s in judge.scores(cases)] for judge in judges.values()]
+        table = []
+        for column, scored_by in judges.items():
+            on = given.about.get(column, "")
+            cases = [ll.Case(about.evaluation[run.prompt_index], run.text, on) for run in runs]
+            kept_by = ll.cached(scored_by, folder / "verdicts")
+            table.append([np.nan if s.value is None else s.value for s in kept_by.scores(cases)])
         names = [*(f"score of {name}" for name in (trait, other)), "coherence", "nats a token, untrained model"]
         groups = [run.prompt_index for run in runs]
         means = column_means(np.transpose([*table, ll.unsteered_nll(lm, runs)]), groups=groups)
-        line = {"model": name, **dict(zip(names, means))}
+        line = dict(zip(names, means))
         if plan is None:
             after = states(model, list(runs))
-            shifts = [ll.persona_screening.finetune_shift(b, a, vector).mean for b, a in zip(before, after)]
+            shifts = [ll.persona_screening.finetune_shift(b, a, vector).mean for b, a in zip(before(), after)]
             line |= {"shift, last prompt token": shifts[0], "shift, own answers": shifts[1]}
         return line
 
-    results, tuned, worst = [measured("untrained", lm)], {}, f"100% {trait}"
-    for name, part in data.items():
-        tuned[name] = trained(lm, part, steps, seed)
-        results.append({**measured(name, tuned[name]), "screening": screened[name]})
+    numbers = KeptNumbers(folder / "numbers")
+    digest = lm.activations(questions[:1], vector.site, "last").about["context_digest"]
+    setting = [digest, ll.Add(vector, 1.0).fingerprint, questions, length, steps, seed, RATE, BATCH]
+    setting += [judge.fingerprint for judge in judges.values()]
+
+    def kept_line(name: str, *how_trained, against: float = 0.0) -> dict[str, object]:
+        """What was measured of a model, from the folder if it is there."""
+        plan = ll.Add(vector, -against, where="last_prompt+response") if against else None
+        key = ["training", *setting, sets.get(how_trained[0], ""), *how_trained[1:], against]
+        measure = lambda: {k: [e.value, e.low, e.high, e.n] for k, e in measured(tuned(*how_trained), plan).items()}
+        line = numbers.of(key, measure)
+        return {"model": name, **{column: ll.Estimate(*four) for column, four in line.items()}}
+
+    results, worst = [kept_line("untrained", "")], f"100% {trait}"
+    results += [{**kept_line(name, name), "screening": screened[name]} for name in sets]
     for c in map(float, strengths.split(",")):
-        for label, along in (("the vector", vector), ("a random direction", vector.random_like(seed))):
-            model = trained(lm, data[worst], steps, seed, ll.Add(along, c))
-            results.append(measured(f"{worst}, {c:+g} {label} while training", model))
+        for label, random in (("the vector", False), ("a random direction", True)):
+            results.append(kept_line(f"{worst}, {c:+g} {label} while training", worst, c, random))
     last = float(strengths.split(",")[-1])
-    against = ll.Add(vector, -last, where="last_prompt+response")
-    results.append(measured(f"{worst}, {-last:+g} the vector while answering", tuned[worst], against))
+    results.append(kept_line(f"{worst}, {-last:+g} the vector while answering", worst, against=last))
     table = pd.DataFrame(results).rename(columns={"model": "trained on"})
-    shown = table.map(lambda v: v.short if isinstance(v, ll.Estimate) else "" if v is None or v != v else v)
     note = f"{len(questions)} questions that no training had, 3 answers each; 95% intervals, questions resampled"
-    print_table(f"{trait} at {vector.site}: training, and what it did", list(shown), shown.values.tolist(), note=note)
+    print_frame(f"{trait} at {vector.site}: training, and what it did", table, note=note)
     page = ll.report(
         folder / "persona_training.html",
         title="Training and a trait",

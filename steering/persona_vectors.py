@@ -5,10 +5,12 @@
     python steering/persona_vectors.py --model MODEL --traits T.json --judge NAME --judge-url http://localhost:8000/v1
 
 For every trait: answers under instructions for and against it, judged, pairs filtered; the difference of means at every
-block; AUROC on answers to other questions; block and largest strength by a sweep at acceptable coherence; then the
-dose-response with random directions, other traits' vectors and the plain prompt; and whether the projection at the last
-prompt token foretells the answer. Blocks and strengths are chosen on the questions of the extraction; what is reported
-comes from the evaluation questions. A second run on the same folder writes and judges nothing again.
+block; AUROC on answers to other questions, read under their instruction and alone, each beside random directions read
+the same way; block and largest strength by a sweep at acceptable coherence; then the dose-response with random
+directions, other traits' vectors and the plain prompt; and whether the projection at the last prompt token foretells
+the answer. Blocks (to steer at, and to read answers alone at) and strengths are chosen on the questions of the
+extraction; what is reported comes from the evaluation questions. A second run on the same folder writes and judges
+nothing again.
 """
 
 from __future__ import annotations
@@ -21,35 +23,21 @@ import torch
 import typer
 
 import latentlens as ll
-from latentlens.organism import personas
+from latentlens.bench.traits import embedded_traits, traits_from_files
 from latentlens.organism.corpus.voice import TRAITS
-from latentlens.values.judging import COHERENCE_RUBRIC, TRAIT_RUBRIC
-from latentlens.views.terminal import print_table
+from latentlens.views.terminal import print_frame
 
 
-def own_traits(names: list[str]):
-    """Traits of the embedded model, judged by rules."""
-    judges = {name: ll.RuleJudge(personas.percent(name), f"{name} words") for name in names}
-    return {name: personas.trait(name) for name in names}, judges, ll.RuleJudge(personas.coherence, "on the topic")
+def read(lm: ll.LensModel, contrast):
+    """States of the answers, of their last prompt token, and of the answers alone; which answers are for the trait."""
+    response, last = (lm.activations(contrast.rows, "resid_post[*]", at, "mean") for at in ("response", "last_prompt"))
+    alone = lm.activations(contrast.alone, "resid_post[*]", "role:assistant", "mean")
+    return response, last, alone, [True] * len(contrast) + [False] * len(contrast)
 
 
-def given_traits(files: list[Path], lm: ll.LensModel, judge: str, url: str, budget: int):
-    """Traits from files, judged by a model: the one examined, another one, or one on a server."""
-    traits = [ll.Trait.load(file) for file in files]
-    if not traits:
-        raise typer.BadParameter("name a trait file, --traits steering/traits/formal.json (docs/persona.md)")
-    if url:
-        server = ll.Endpoint(judge, url, budget=budget)
-        rate, fluent = ll.EndpointJudge(server, TRAIT_RUBRIC), ll.EndpointJudge(server, COHERENCE_RUBRIC)
-    else:
-        by = ll.load(judge) if judge else lm
-        rate, fluent = ll.LocalJudge(by, TRAIT_RUBRIC), ll.LocalJudge(by, COHERENCE_RUBRIC)
-    return {t.name: t for t in traits}, {t.name: rate for t in traits}, fluent
-
-
-def states(lm: ll.LensModel, contrast):
-    """Mean over the answer, and the last token of the prompt, at every block."""
-    return [lm.activations(contrast.rows, "resid_post[*]", place, "mean") for place in ("response", "last_prompt")]
+def most(curves) -> ll.Estimate | None:
+    """Of the ends of several dose-responses the highest."""
+    return max((curve[-1] for curve in curves.values()), key=lambda e: e.value, default=None)
 
 
 def main(
@@ -71,18 +59,23 @@ def main(
     """Extract, place, steer with and monitor the vector of every trait; write a page."""
     torch.set_num_threads(1)
     lm = ll.load(model or None, cache=ll.ActivationCache(folder / "cache"))
-    wanted, judges, fluent = (
-        given_traits(traits or [], lm, judge, judge_url, budget) if model else own_traits(only.split(","))
+    given = (
+        traits_from_files(traits or [], lm, judge=judge, url=judge_url, budget=budget)
+        if model
+        else embedded_traits(only.split(","))
     )
+    wanted, judges, fluent = given.traits, given.judges, given.coherence
     how = {"max_new_tokens": length, "temperature": 1.0, "folder": folder}
-    vectors, choices, separations, answers, monitors, doses, counts = {}, {}, {}, {}, {}, {}, []
+    vectors, choices, under, alone, monitors, doses, counts, reads, steers = {}, {}, {}, {}, {}, {}, [], [], []
     for name, trait in wanted.items():
         found = ll.contrast(lm, trait, judges[name], fluent, samples=samples, seed=seed, **how)
         kept = ll.persona.keep(found)
         counts.append({"trait": name, "pairs": kept.asked, "kept": len(kept), **kept.dropped})
-        response, last = states(lm, kept)
+        response, last, words, is_for = read(lm, kept)
         vectors[name] = ll.persona.extract(kept, response, seed=seed)
         at_prompt = ll.persona.extract(kept, last, where="last_prompt", seed=seed)
+        seen = ll.persona_monitoring.separation(words, vectors[name], is_for, groups=kept.questions * 2, draws=0)
+        read_at = max(seen.rows, key=lambda row: row["auroc"].value)["site"]
         # Where and how strongly: the upper two thirds of the blocks, on the questions of the extraction.
         tried = [v for v in vectors[name] if v.site.block >= lm.layout.n_blocks // 3]
         strengths = [float(c) for c in coefs.split(",")]
@@ -90,60 +83,61 @@ def main(
         choices[name] = ll.persona.choose_site(**swept, least_coherence=least_coherence)
         # Answers to other questions under the same instructions.
         held = ll.contrast(lm, trait.held_out, judges[name], fluent, samples=samples, seed=seed + 1000, **how)
-        response, last = states(lm, held)
-        separations[name] = ll.persona_monitoring.separation(
-            response, vectors[name], [True] * len(held) + [False] * len(held), groups=held.questions * 2,
-            lengths=[len(row) - row.n_prompt for row in held.rows], seed=seed,
-        )  # fmt: skip
-        alone = lm.activations(held.alone, "resid_post[*]", "role:assistant", "mean")
-        answers[name] = ll.persona_monitoring.separation(
-            alone, vectors[name], [True] * len(held) + [False] * len(held), groups=held.questions * 2, seed=seed
-        )
+        response, last, words, is_for = read(lm, held)
+        split = {"vectors": vectors[name], "labels": is_for, "groups": held.questions * 2, "seed": seed}
+        lengths = [len(row) - row.n_prompt for row in held.rows]
+        under[name] = ll.persona_monitoring.separation(response, lengths=lengths, **split)
+        alone[name] = ll.persona_monitoring.separation(words, **split)
         best, watch = vectors[name][choices[name].site], ll.persona_monitoring.monitor_contrast
         monitors[name] = {
             "at the last prompt token": watch(held, last, best),
             "there, with a vector from there": watch(held, last, at_prompt[best.site]),
             "over the response": watch(held, response, best),
         }
+        told, bare = under[name].at(best.site), alone[name].at(read_at)
+        reads.append({
+            "trait": name, "block": best.site.block, "under the instruction": told["auroc"], "random": told["random"],
+            "length alone": under[name].length, "read at": read_at, "answers alone": bare["auroc"],
+            "random ": bare["random"], "r, last prompt token": monitors[name]["at the last prompt token"].pearson,
+            "within a kind of prompt": monitors[name]["at the last prompt token"].within,
+        })  # fmt: skip
     for name, trait in wanted.items():
         at, top = choices[name].site, choices[name].strength
         doses[name] = ll.trait_doses(
             lm, vectors[name][at], [top * part for part in (0.25, 0.5, 0.75, 1.0)], trait.evaluation,
-            {**judges, "coherence": fluent}, name, asked_by=trait.system("positive"),
-            others={o: vectors[o][at] for o in wanted if o != name}, about={t.name: t.about for t in wanted.values()},
+            given.columns, name, asked_by=trait.system("positive"),
+            others={o: vectors[o][at] for o in wanted if o != name}, about=given.about,
             seeds=range(seed, seed + 3), **how,
         )  # fmt: skip
-        print(doses[name])
-    summary = pd.DataFrame(
-        {
-            "trait": name,
-            "site": str(choices[name].site),
-            "AUROC, other questions": separations[name].at(choices[name].site)["auroc"],
-            "AUROC, without the instruction": answers[name].at(choices[name].site)["auroc"],
-            "random direction": separations[name].at(choices[name].site)["random"],
-            "no edit": d.direction[0],
-            "edited most": d.direction[-1],
-            "above random": d.above_random[-1],
-            "asked in words": d.prompted,
-            "rises at every step": d.monotone,
-            "r, last prompt token": monitors[name]["at the last prompt token"].pearson,
-        }
-        for name, d in doses.items()
-    )  # fmt: skip
-    shown = summary.map(lambda v: v.short if isinstance(v, ll.Estimate) else v)
-    print_table("traits", list(shown), shown.values.tolist(), note="95% intervals, questions resampled")
+        d = doses[name]
+        print(d)
+        steers.append({
+            "trait": name, "block": at.block, "strength": top, "no edit": d.direction[0], "edited": d.direction[-1],
+            "above random": d.above_random[-1], "rises at every step": d.monotone, "coherence": d.coherence[-1],
+            "asked in words": d.prompted, "other vectors, highest": most(d.other_vectors),
+            "other traits, highest": most(d.off_target),
+        })  # fmt: skip
+    note = f"n = {next(iter(doses.values())).n} answers a number; 95% intervals, questions resampled; scores 0 to 100"
+    said = "AUROC of answers to other questions; random: 50 directions, sign in hindsight, 95% of them; r of the score"
+    print_frame("what the vector tells", pd.DataFrame(reads), note=said, digits=2)
+    print_frame("what the vector does, at the largest strength", pd.DataFrame(steers), note=note, digits=1)
     sections = [
-        ll.Section("Traits", [ll.Captioned(summary, "Blocks and strengths were chosen on other questions.")]),
+        ll.Section("What the vectors tell", [ll.Captioned(pd.DataFrame(reads), said + ", over all prompts, and with "
+            "the mean of each kind of prompt taken off. An instruction in the context is easy to read; what is in the "
+            "words shows in the answers alone. Blocks were chosen on the questions of the extraction.")]),
+        ll.Section("What the vectors do", [ll.Captioned(pd.DataFrame(steers), note + ". Other vectors: those of the "
+            "other traits at this length, on this trait. Other traits: their scores under this vector.")]),
         *(
             ll.Section(
                 name,
                 [
                     ll.plots.trait_doses(doses[name]), doses[name],
                     ll.plots.trait_monitor(monitors[name], score=f"{name}, score of the answer"),
-                    *monitors[name].values(),
-                    ll.Captioned(separations[name], "Answers to other questions, read under their instruction."),
-                    ll.Captioned(answers[name], "The same answers alone: what is in their words."),
-                    choices[name], vectors[name],
+                    ll.Beside(monitors[name]),
+                    ll.Captioned(under[name], "AUROC of answers to other questions, read under their instruction."),
+                    ll.Captioned(alone[name], "The same answers alone: what is in their words."),
+                    ll.Captioned(choices[name], "The sweep that chose block and strength, extraction questions."),
+                    ll.Captioned(vectors[name], "Vectors of random halves of the questions, compared."),
                 ],
             )
             for name in wanted

@@ -33,7 +33,7 @@ def run(name, *options, cwd, **env):
         (
             "persona_vectors",
             ["--only", "formal,hostile", "--samples", 1, "--coefs", "3"],
-            ["TraitDoses(hostile", "rises at every", "above random"],
+            ["TraitDoses(hostile", "rises at every", "above random", "answers alone", "other traits, highest"],
         ),
         (
             "persona_training",
@@ -72,7 +72,8 @@ def rule_server():
             tag = re.search(r"\[[0-9a-f]{8}\]", text)[0]
             parts = text.split(tag)
             case = ll.Case(parts[1].strip(), parts[3].strip())
-            score = personas.coherence(case) if "coherent" in text else personas.percent("formal")(case)
+            trait = re.search(r"Trait: (\w+)", text)
+            score = personas.percent(trait[1])(case) if trait else personas.coherence(case)
             top = [{"token": str(round(score)), "logprob": math.log(0.9)}]
             raw = json.dumps(
                 {"choices": [{"message": {"content": ""}, "logprobs": {"content": [{"top_logprobs": top}]}}]}
@@ -119,6 +120,48 @@ def test_any_model_with_a_trait_file_and_a_server_as_judge(tmp_path):
     assert again.stdout == done.stdout
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or b"sk-canary-77" not in path.read_bytes()
+
+
+def trait_files(folder):
+    for name in ("formal", "hostile"):
+        trait = personas.trait(name)
+        pairs, questions = (trait.pairs[0], trait.pairs[-1]), (trait.questions[:4], trait.evaluation[:4])
+        ll.Trait(name, "", pairs, *questions, template="{instruction}").save(folder / f"{name}.json")
+    return ["--traits", "formal.json", "--traits", "hostile.json"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options", "word"),
+    [
+        ("assistant_axis", ["--samples", 1, "--turns", 2], "cap on the role"),
+        ("persona_training", ["--rows", 12, "--steps", 3, "--strengths", "3", "--coefs", "3"], "100% formal, +3"),
+        ("soul_engine", ["--characters", 14, "--each", 2, "--excerpts", 3, "--joined", 2, "--coefs", "2", "--wanted",
+                         "formal,hostile"], "prompted, alone"),
+    ],
+)  # fmt: skip
+def test_every_persona_experiment_runs_on_any_model_with_trait_files_and_a_judge(name, options, word, tmp_path):
+    files = trait_files(tmp_path)
+    if name == "persona_training":
+        for split in ("formal", "hostile", "unprompted"):
+            texts = [t for t in ll.organism.texts("traits", 300, 3, split=split) if t.regime == "topics"][:12]
+            rows = [dict(zip(("prompt", "response"), (m["content"] for m in t.messages()[-2:]))) for t in texts]
+            (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+            files += ["--data", f"{split}.jsonl"]
+    with rule_server() as url:
+        command = [*files, *options, "--model", ll.organism.path(), "--judge", "rule", "--judge-url", url]
+        first = run(name, *command, cwd=tmp_path, OPENAI_API_KEY="sk-canary-78")
+        assert first.returncode == 0, first.stderr[-2000:]
+    assert word in re.sub(r"\s+", " ", first.stdout)
+    second = run(name, *command, cwd=tmp_path, OPENAI_API_KEY="sk-canary-78")
+    assert second.returncode == 0, second.stderr[-2000:]  # the server is gone: nothing is judged again
+    assert second.stdout == first.stdout
+
+
+def test_another_models_training_needs_its_traits_and_data(tmp_path):
+    done = run("persona_training", "--model", "nowhere", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "two --traits files" in re.sub(r"[\s│]+", " ", done.stderr)
 
 
 @pytest.mark.parametrize("options", [["--model", "nowhere"], ["--model", "nowhere", "--traits", "missing.json"]])
