@@ -74,7 +74,7 @@ core.found.examples(core.chosen.latents[0], k=4)
 
 # %% [markdown]
 # And the same latent along an answer that was pushed and mended, read without the push. It lights up where a sentence
-# that left the topic ends, right before the correction, and not where one on the topic ends.
+# that left the topic ends, right before the correction, and hardly where one on the topic ends.
 
 # %%
 seen = study.codes(study.conversations(mended.where([0])), "response")
