@@ -105,12 +105,14 @@ def early(lm, task, runs, seeds, size: int, counts: Counts, seed: int, how):
     full = write(lm, task, seeds, counts, **how)
     now = write(lm, task, seeds, counts, keep=early_stopping.keep_best(likeness, after, name=f"{size} {end}"), **how)
     asked, begun = full["question"], stored(full)
-    heads = [np.bincount(ids[first : first + after]) for ids, first in zip(full["whole"], full["first"])]
-    words = np.stack([np.pad(head, (0, max(map(len, heads)) - len(head))) for head in heads])
+    heads = [ids[first : first + after] for ids, first in zip(full["whole"], full["first"])]
+    kinds, codes = np.unique(np.concatenate(heads), return_inverse=True)
+    words = np.zeros((len(heads), len(kinds)))
+    np.add.at(words, (np.repeat(np.arange(len(heads)), list(map(len, heads))), codes), 1)
     scores = {
         "the start that a forest likes best": early_stopping.fit_starts(stored(runs), runs["right"], seed=seed)(begun),
         "the most typical start": early_stopping.typical(begun, asked),
-        "the most typical start, by its words": early_stopping.typical(words[:, words.any(0)], asked),
+        "the most typical start, by its words": early_stopping.typical(words, asked),
     }
     read = np.minimum(after, full["tokens"])
     cost = {"tokens": full["tokens"], "answers": full["answer"], "read": read, "seed": seed}

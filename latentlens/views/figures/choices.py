@@ -17,8 +17,8 @@ _NEEDS_ANSWERS = "needs the answers"
 def choices(found: Selection) -> Figure:
     """Accuracy of every way of choosing against the tokens that it saves; up and to the right is better.
 
-    Blue: by a signal. Grey: its control (the same with shuffled scores or labels), and open grey what only somebody
-    who knows the answers could do. Orange: the majority vote, with a line across. Green: ways that need no signal.
+    Blue: by a signal. Grey squares: its controls (the same with shuffled scores or labels); grey circles: what only
+    somebody who knows the answers could do. Orange: the majority vote, with a line across. Green: ways that need no signal.
 
     Args: found: from `selection.select`, `early_stopping.early_stop` or `early_stopping.early_path`.
     """
@@ -28,7 +28,10 @@ def choices(found: Selection) -> Figure:
     plain = ("majority vote", "shortest", "first", "random")
     groups: dict[str, tuple[str, str, list[Policy]]] = {
         "by the signal": (BLUE, "circle", [p for p in found if not p.note and p.name not in plain]),
-        "control": (CONTROL, "square", [p for p in found if p.note == "control"]),
+        **{
+            p.name: (CONTROL, symbol, [p])
+            for p, symbol in zip((p for p in found if p.note == "control"), ("square", "square-open"))
+        },
         "majority vote": (ORANGE, "diamond", [p for p in found if p.name == "majority vote"]),
         "without a signal": (GREEN, "triangle-up", [p for p in found if p.name in ("shortest", "first", "random")]),
         _NEEDS_ANSWERS: (CONTROL, "circle-open", [p for p in found if p.note == _NEEDS_ANSWERS]),
@@ -38,7 +41,8 @@ def choices(found: Selection) -> Figure:
             continue
         saved, right = [p.saved for p in some], [p.accuracy for p in some]
         figure.add_scatter(
-            x=[e.value for e in saved], y=[e.value for e in right], mode="markers+text", name=name,
+            x=[e.value for e in saved], y=[e.value for e in right], name=safe(name),
+            mode="markers" if some[0].note == "control" else "markers+text",  # controls lie close together
             error_x=bars(saved, colour), error_y=bars(right, colour), hoverinfo="text",
             text=[safe(p.name) for p in some], textfont={"size": 11, "color": INK},
             textposition=[f"{_side(p, found)} right" for p in some],
