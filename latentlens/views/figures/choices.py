@@ -18,7 +18,7 @@ def choices(found: Selection) -> Figure:
     """Accuracy of every way of choosing against the tokens that it saves; up and to the right is better.
 
     Blue: by a signal. Grey squares: its controls (the same with shuffled scores or labels); grey circles: what only
-    somebody who knows the answers could do. Orange: the majority vote, with a line across. Green: ways that need no signal.
+    somebody who knows the answers could do. Orange: the majority vote, with a line across. Green: without a signal.
 
     Args: found: from `selection.select`, `early_stopping.early_stop` or `early_stopping.early_path`.
     """
