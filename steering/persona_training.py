@@ -16,7 +16,7 @@ writes, trains and judges nothing again.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -110,7 +110,7 @@ def main(
     def before():
         return states(lm, answered(lm))
 
-    @cache
+    @lru_cache(maxsize=1)  # one copy in memory at a time
     def tuned(name: str, along: float = 0.0, random: bool = False) -> ll.LensModel:
         steered = ll.Add(vector.random_like(seed) if random else vector, along) if along else None
         return train_on_answers(lm, sets[name], steps, seed=seed, plan=steered) if name else lm
@@ -147,13 +147,15 @@ def main(
         line = numbers.of(key, measure)
         return {"model": name, **{column: ll.Estimate(*four) for column, four in line.items()}}
 
-    results, worst = [kept_line("untrained", "")], f"100% {trait}"
-    results += [{**kept_line(name, name), "screening": screened[name]} for name in sets]
+    results, worst, last = [kept_line("untrained", "")], f"100% {trait}", float(strengths.split(",")[-1])
+    for name in sets:
+        results.append({**kept_line(name, name), "screening": screened[name]})
+        if name == worst:
+            undone = kept_line(f"{worst}, {-last:+g} the vector while answering", worst, against=last)
     for c in map(float, strengths.split(",")):
         for label, random in (("the vector", False), ("a random direction", True)):
             results.append(kept_line(f"{worst}, {c:+g} {label} while training", worst, c, random))
-    last = float(strengths.split(",")[-1])
-    results.append(kept_line(f"{worst}, {-last:+g} the vector while answering", worst, against=last))
+    results.append(undone)
     table = pd.DataFrame(results).rename(columns={"model": "trained on"})
     note = f"{len(questions)} questions that no training had, 3 answers each; 95% intervals, questions resampled"
     print_frame(f"{trait} at {vector.site}: training, and what it did", table, note=note)
@@ -166,8 +168,8 @@ def main(
             ll.Section("What each training did", [ll.Captioned(table, note)]),
             ll.Section("How to read it", [
                 "Screening: projection of the training answers minus that of the model's own answers, before training. "
-                f"In the embedded model {trait} words alone look much like {other} words (docs/persona.md), so "
-                "screening tells answers with a trait from plain ones, and hardly which trait.",
+                f"Answers with the trait: {screened[worst]}. With another trait, {other}: {screened[f'100% {other}']}. "
+                "Where the two are alike, screening tells answers with some trait from plain ones, and hardly which.",
             ]),
         ],
         method="AdamW on all weights, loss on the answers' tokens; vector from instructions, placed by a sweep.",
