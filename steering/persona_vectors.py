@@ -119,14 +119,24 @@ def main(
         })  # fmt: skip
     note = f"n = {next(iter(doses.values())).n} answers a number; 95% intervals, questions resampled; scores 0 to 100"
     said = "AUROC of answers to other questions; random: 50 directions, sign in hindsight, 95% of them; r of the score"
-    print_frame("what the vector tells", pd.DataFrame(reads), note=said, digits=2)
-    print_frame("what the vector does, at the largest strength", pd.DataFrame(steers), note=note, digits=1)
+    told, done = pd.DataFrame(reads), pd.DataFrame(steers)
+    print_frame("what the vector tells", told, note=said, digits=2)
+    print_frame("what the vector does, at the largest strength", done, note=note, digits=1)
+    of = lambda frame, *columns: frame[["trait", *columns]]
     sections = [
-        ll.Section("What the vectors tell", [ll.Captioned(pd.DataFrame(reads), said + ", over all prompts, and with "
-            "the mean of each kind of prompt taken off. An instruction in the context is easy to read; what is in the "
-            "words shows in the answers alone. Blocks were chosen on the questions of the extraction.")]),
-        ll.Section("What the vectors do", [ll.Captioned(pd.DataFrame(steers), note + ". Other vectors: those of the "
-            "other traits at this length, on this trait. Other traits: their scores under this vector.")]),
+        ll.Section("What the vectors tell", [
+            ll.Captioned(told.iloc[:, :5], said.rsplit("; ", 1)[0] + ". An instruction is easy to read."),
+            ll.Captioned(of(told, "read at", "answers alone", "random "), "The same answers without the instruction, "
+                "at the block where those of the extraction are told best: what is in the words."),
+            ll.Captioned(of(told, "r, last prompt token", "within a kind of prompt"), "Projection before the answer "
+                "against its score; then with the mean of each kind of prompt taken off both: what knowing the prompt "
+                "does not give."),
+        ]),
+        ll.Section("What the vectors do", [
+            ll.Captioned(done.iloc[:, :7], note + ". Blocks and strengths were chosen on other questions."),
+            ll.Captioned(of(done, *done.columns[7:]), "Other vectors: those of the other traits at this length, on "
+                "this trait. Other traits: their scores under this vector."),
+        ]),
         *(
             ll.Section(
                 name,
