@@ -101,6 +101,19 @@ def test_attention_needs_numbered_texts():
         fit_tokens(gap, labels, site=SITE)
 
 
+def test_shuffled_labels_of_several_classes_stay_as_clustered_as_they_were():
+    """States that name the group, and one label a group that means nothing: by chance much is right, or nothing is."""
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(30), 8)
+    labels = rng.permutation(np.arange(30) % 3)[group]
+    x = rng.normal(size=(30, 40))[group] + 0.1 * rng.normal(size=(240, 40))
+    acts = Activations({SITE: torch.tensor(x)}, {"text": np.arange(240)})
+    found = fit_classes(acts, labels, site=SITE, groups=group, n_controls=60, n_bootstrap=50)
+    # of 9 held-out groups a third is right by chance, with a spread of sqrt(2 / 81) = .16
+    assert found.shuffled.high - found.shuffled.low > 0.4
+    assert found.shuffled.covers(1 / 3)
+
+
 def test_three_classes_are_told_apart_and_shuffled_ones_are_not():
     rng = np.random.default_rng(0)
     labels = np.array(["art", "law", "sport"])[rng.permutation(np.arange(300) % 3)]

@@ -48,6 +48,9 @@ def test_independent_concepts_give_the_identity_and_shuffled_labels_do_not():
     assert found.to_frame().shape == (4, 4)
     with pytest.raises(TooFewExamples):
         identity_test(dict(list(concept_pairs().items())[:1]))
+    for wrong in ({"halvings": 0}, {"C": 0.0}):
+        with pytest.raises(BadInput, match="at least one"):
+            identity_test(concept_pairs(), **wrong)
 
 
 def test_a_latent_that_is_the_probe_scores_one_and_is_chosen_on_training_rows():

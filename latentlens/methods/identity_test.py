@@ -81,12 +81,14 @@ def identity_test(
     """Test `A W = I` on halved pairs.
 
     Args: pairs: concept -> (states without, states with), both (n, d), row by row a pair that differs in that
-        concept only. C: of the classifiers. halvings: random ones. seed: of halvings and shuffles.
+        concept only. C: of the classifiers, positive. halvings: random ones. seed: of halvings and shuffles.
     Raises: TooFewExamples: fewer than two concepts, or four pairs of one. BadInput: shapes.
         NonFiniteActivations.
     Source: Liu et al., I Predict Therefore I Am (arXiv 2503.08980); halving, control and scaling are ours (the paper
         reports figures only, and builds both sides from the same pairs).
     """
+    if halvings < 1 or not C > 0:
+        raise BadInput(f"halvings={halvings}, C={C}: at least one halving, and a positive C")
     if len(pairs) < 2:
         raise TooFewExamples(f"{len(pairs)} concept(s): off the diagonal there is nothing to compare")
     for name, (base, target) in pairs.items():

@@ -71,7 +71,7 @@ def recover(
     - split="holdout" (the paper): 60% of the groups train, 20% choose C by AUROC, 20% test.
     - split="folds" (what the code's main table used): out-of-fold predictions of min(5, groups of the rarer class)
       folds, pooled into one AUROC, C = 1. The published intervals resample those fixed predictions, which all share
-      their training rows, and on shuffled labels cover chance in 83% of cases instead of 95%; here they are widened
+      their training rows, and on shuffled labels cover chance in 84% of cases instead of 95%; here they are widened
       by the ratio of the spread over permuted refits to the bootstrap's (`wider`; 1 without 20 permutations).
 
     Columns are z-scored on the training rows only. Where it cannot be computed (one class, too few of one) the numbers
