@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from latentlens import organism
 from latentlens.errors import BadInput, TooFewExamples
 
 SCRIPT = Path(__file__).parent.parent / "steering" / "gact.py"
@@ -38,6 +39,22 @@ def test_the_experiment_moves_every_language_and_the_second_run_is_kept(tmp_path
     assert "'forwards': 0" in second.stdout
     table = re.compile(r"Valid answers in the target, at.*?\n\n", re.S)
     assert table.search(second.stdout).group() == table.search(first.stdout).group()
+
+
+@pytest.mark.slow
+def test_any_model_with_styles_told_by_patterns_and_wordings_of_ones_own(tmp_path):
+    """The embedded model as a folder, two of its languages told by their first words; no answer is invalid."""
+    (tmp_path / "patterns.json").write_text(json.dumps({"Python": r"\bdef\b", "Julia": r"\bfunction\b"}))
+    wordings = [["Write a program that {task}.", "Write a program in {style} that {task}."]]
+    (tmp_path / "wordings.json").write_text(json.dumps(wordings))
+    files = ["--patterns", str(tmp_path / "patterns.json"), "--wordings", str(tmp_path / "wordings.json")]
+    more = ["--quick", "--length", "16", "--where", "last_prompt", "--k", "2"]
+    done = run(tmp_path, "--model", organism.path(), "--styles", "Python,Julia", *files, *more)
+    assert done.returncode == 0, done.stderr[-2000:]
+    moved = dict(re.findall(r"^(\S+): valid answers .*steered ([\d.]+) \[", done.stdout, re.M))
+    assert list(moved) == ["Python", "Julia"]
+    assert all(float(after) > 0.6 for after in moved.values())
+    assert "Steering the style of answers: Python, Julia" in (tmp_path / "runs" / "gact.html").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ def test_probabilities_and_one_gradient_step_by_hand():
     after = probe.stepped(x, y, 0.1)
     assert after.weight[0].flatten().tolist() == pytest.approx([0.8538, -0.0731, 0.1462, 1.0731], abs=6e-5)
     assert after.bias[0].tolist() == pytest.approx([-0.0731, 0.0731], abs=6e-5)
+    logits = (x @ after.weight.mT + after.bias[:, None])[0, 0]
+    assert logits.tolist() == pytest.approx([1.5614, 1.4386], abs=6e-5)
     assert after.probabilities(x)[0, 0].tolist() == pytest.approx([0.5306, 0.4694], abs=6e-5)
     loss = [-float(p.probabilities(x)[0, 0, 1].log()) for p in (probe, after)]
     assert loss == pytest.approx([1.3133, 0.7564], abs=6e-5)
