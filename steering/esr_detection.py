@@ -2,9 +2,9 @@
 
     python steering/esr_detection.py [--latents 100] [--folder runs/esr]
 
-Among answers that begin off topic: in how many do the detectors fire, is a restart said, does the second half score
-better? An answer that recovers after the steering has stopped has resisted nothing, so both schedules are shown. Then
-half of the groups of prompts choose thresholds and detectors, and the other half is asked.
+Among answers that begin off topic: in how many does the strongest detector fire, is a restart said, does the second
+half score better? An answer that recovers after the steering has stopped has resisted nothing, so both schedules are
+shown. Then half of the groups of prompts choose thresholds and detectors, and the other half is asked.
 """
 
 from __future__ import annotations

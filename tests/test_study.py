@@ -120,6 +120,18 @@ def test_hook_and_readout_are_separate_from_the_saes_own_layer():
             study(hook=wrong)
 
 
+def test_a_forecast_is_measured_on_a_batch_as_large_as_batches_will_be(monkeypatch):
+    mine, sizes = study(), []
+    monkeypatch.setattr(mine.lm, "generate", lambda chats, *_, **__: sizes.append(len(chats)))
+    longest = max(map(len, mine.lm.tokens([TASK.chat(p) for p in range(4)]))) + 6
+    for budget, rows in ((longest * 40 + 1, 40), (longest * 1000, 256), (1, 1)):
+        mine.lm.token_budget = budget
+        mine.seconds_per_row()
+        assert sizes[-1] == rows
+    mine.seconds_per_row(n=7)
+    assert sizes[-1] == 7
+
+
 # -- thresholds --------------------------------------------------------------------------------------------
 
 
@@ -329,7 +341,7 @@ def taught(its, monkeypatch, shares, **how):
 
     def fixed(study, drawn, schedule, **options):
         point = ScoreThreshold(3.0, 2.0, 4.0, 0.95, 0.3, 0.3, ((3.0, 0.3),), 0, True)
-        return ThresholdSet({j: point for j in options["latents"]})
+        return ThresholdSet(dict.fromkeys(options["latents"], point))
 
     monkeypatch.setattr(inducing.thresholds, "find", fixed)
     baseline = its.baseline(3)

@@ -60,11 +60,11 @@ def separate(
     margin: float = 25.0,
     off_topic: float = 50.0,
 ) -> Detection:
-    """Among answers whose first half scores below `off_topic`: in how many do the detectors fire, is a restart said,
-    does the second half score at least `margin` more?
+    """Among answers whose first half scores below `off_topic`: in how many does the strongest detector fire, is a
+    restart said, does the second half score at least `margin` more?
 
-    The first detector counts as firing above the middle between its means with right and with wrong answers, in the
-    answer read without steering. An answer without a second half has not recovered.
+    It counts as firing above the middle between its means with right and with wrong answers, in the answer read
+    without steering. An answer without a second half has not recovered.
 
     Args: answers: of one steered condition. detectors: the strongest is read. name: in tables. margin: points.
     """

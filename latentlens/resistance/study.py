@@ -237,13 +237,23 @@ class Study:
             "schedules": {name: [where, str(schedule)] for name, (where, schedule) in SCHEDULES.items()},
         }
 
-    def seconds_per_row(self, latent: int = 0, n: int = 24) -> float:
-        """Measured time of one steered and ablated answer, in a batch of n; nothing is kept."""
+    def seconds_per_row(self, latent: int = 0, n: int | None = None) -> float:
+        """Measured time of one steered and ablated answer, in a batch of n (by default as large as batches will be).
+
+        Nothing is kept. Small batches are slow for their overhead: measured on a few rows, a forecast is many times
+        too long.
+        """
+        chats = [self.task.chat(p) for p in range(len(self.task.prompts))]
+        longest = max(len(row) for row in self.lm.tokens(chats)) + self.task.max_new_tokens
+        n = min(max(self.lm.token_budget // longest, 1), 256) if n is None else n
         plan = self.plan(Trial(latent, 0, 0, 1.0), Condition("timed", ablated=((latent + 1) % self.sae.d_sae,)))
-        chats = [self.task.chat(p % len(self.task.prompts)) for p in range(n)]
         started = time.perf_counter()
         self.lm.generate(
-            chats, self.task.max_new_tokens, temperature=self.task.temperature, steer=list(plan), allow_idle=True
+            [chats[i % len(chats)] for i in range(n)],
+            self.task.max_new_tokens,
+            temperature=self.task.temperature,
+            steer=list(plan),
+            allow_idle=True,
         )
         return (time.perf_counter() - started) / n
 

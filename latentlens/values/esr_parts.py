@@ -160,9 +160,9 @@ class Detection(Shown):
     """Among answers whose first half is off topic: who says so, and who does better afterwards.
 
     condition: its name. steering_goes_on: whether the steering still acts in the second half; only then is doing better
-    resistance. n: answers that began off topic; of: all. notices: share in which the detectors fire although the text
-    is read without steering. says: share with a restart. recovers: share whose second half scores at least `margin`
-    more. both: says and recovers. recovers_if_said, recovers_if_not: shares among those that did and did not say so.
+    resistance. n: answers that began off topic; of: all. notices: share in which the strongest detector fires although
+    the text is read without steering. says: share with a restart. recovers: share whose second half scores at least
+    `margin` more. both: says and recovers. recovers_if_said, recovers_if_not: shares among those that did and did not say so.
     """
 
     condition: str
@@ -183,7 +183,7 @@ class Detection(Shown):
             "condition": self.condition,
             "steering goes on": self.steering_goes_on,
             "began off topic": f"{self.n} of {self.of}",
-            "detectors fire": self.notices,
+            "strongest detector fires": self.notices,
             "says so": self.says,
             "does better": self.recovers,
             "both": self.both,
