@@ -162,7 +162,8 @@ class Detection(Shown):
     condition: its name. steering_goes_on: whether the steering still acts in the second half; only then is doing better
     resistance. n: answers that began off topic; of: all. notices: share in which the strongest detector fires although
     the text is read without steering. says: share with a restart. recovers: share whose second half scores at least
-    `margin` more. both: says and recovers. recovers_if_said, recovers_if_not: shares among those that did and did not say so.
+    `margin` more. both: says and recovers. recovers_if_said, recovers_if_not: shares among those that did and did not
+    say so.
     """
 
     condition: str
