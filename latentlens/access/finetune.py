@@ -57,7 +57,8 @@ class Tuned:
     def close(self) -> None:
         """Take the adapters out of a quantised model, which then is what it was; of other models there is a copy."""
         if self.lm.quantization and _has_adapters(self.lm.model):
-            self.lm.model.unload()
+            model: Any = self.lm.model
+            model.unload()
 
 
 def tune(
@@ -192,7 +193,7 @@ def _adapted(lm: LensModel, lora: Lora | None) -> Any:
 
 def _copied(lm: LensModel) -> Any:
     """A copy; adapters in it become part of its weights."""
-    model = copy.deepcopy(lm.model)
+    model: Any = copy.deepcopy(lm.model)
     return model.merge_and_unload() if _has_adapters(model) else model
 
 
