@@ -33,7 +33,7 @@ def run(name, *options, cwd, **env):
         (
             "persona_vectors",
             ["--only", "formal,hostile", "--samples", 1, "--coefs", "3"],
-            ["TraitDoses(hostile", "rises at every", "above random", "answers alone", "other traits, highest"],
+            ["TraitDoses(hostile", "rises at every", "above random", "answers alone", "what the vector does"],
         ),
         (
             "persona_training",
@@ -55,6 +55,11 @@ def test_an_experiment_runs_and_resumes(name, options, words, tmp_path):
     kept = list(tmp_path.rglob("rows.jsonl"))
     before = {p: p.read_bytes() for p in kept}
     assert before
+    if name == "assistant_axis":  # two conversations a question: their openings differ
+        talks = [json.loads(line) for line in (tmp_path / "out" / "talks" / "rows.jsonl").read_text().splitlines()]
+        opening = [(row["prompt"], row["text"]) for row in talks if row["prompt"].count("<|assistant|>") == 1]
+        assert len({prompt for prompt, _ in opening}) == 15
+        assert len(set(opening)) >= 29
     second = run(name, *options, "--folder", "out", cwd=tmp_path)
     assert {p: p.read_bytes() for p in kept} == before  # nothing was written again
     assert second.stdout == first.stdout
