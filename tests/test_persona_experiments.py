@@ -142,7 +142,7 @@ def trait_files(folder):
         ("assistant_axis", ["--samples", 1, "--turns", 2], "cap on the role"),
         ("persona_training", ["--rows", 12, "--steps", 3, "--strengths", "3", "--coefs", "3"], "100% formal, +3"),
         ("soul_engine", ["--characters", 14, "--each", 2, "--excerpts", 3, "--joined", 2, "--coefs", "2", "--wanted",
-                         "formal,hostile"], "prompted, alone"),
+                         "formal,hostile"], "heads on characters they never saw"),
     ],
 )  # fmt: skip
 def test_every_persona_experiment_runs_on_any_model_with_trait_files_and_a_judge(name, options, word, tmp_path):
