@@ -53,21 +53,22 @@ ROOMS = (
     Room("steering", "Steering", "Interventions, when they act, sweeps, what they cost. The formulas are on "
          "[Steering](../steering.md).",
          "values.operations values.replacements values.rotations values.gates values.schedules values.plan_files "
-         "values.interventions values.adaptive access.doses access.sweep access.likelihood access.overhead"),
+         "values.interventions values.adaptive access.generation.sweep access.measures.doses access.measures.likelihood "
+         "access.measures.overhead"),
     Room("directions", "Directions and personas", "Vectors with a site and a frame, how they are found, and other "
          "tools' files. See [Finding a direction](../directions.md).",
          "values.direction values.persona values.trait values.effect_model values.head_directions access.formats "
-         "access.contrast access.cold access.judged_sweep access.preventative access.refusal access.reft "
-         "access.screening access.steered_codes access.trait methods.direction methods.persona"),
+         "access.measures access.judging.judged_sweep access.editing.preventative access.saes.steered_codes "
+         "methods.direction methods.persona"),
     Room("probes", "Probes", "Can it be read? Every fit comes with its controls.",
          "methods.probe methods.class_probe methods.contrast_probe methods.token_probe methods.identity_test "
          "methods.sdm values.probe_report"),
     Room("measuring", "Measuring", "Intention, trajectories, selection, calibration, mediation, resistance, judges.",
-         "methods maths resistance values.questions values.judging values.answer_metrics values.concepts access.judge "
-         "access.attempt access.endpoint access.verdict access.style access.mediators access.patch access.writes"),
+         "methods maths resistance values.questions values.judging values.answer_metrics values.concepts access.judging "
+         "access.patching access.store.verdict access.measures.style access.measures.writes"),
     Room("saes", "SAEs", "Sparse autoencoders: loading, checking, reading, editing, training. See "
          "[SAE latents](../sae.md).",
-         "access.sae access.preflight methods.latent values.sae values.codes values.latent"),
+         "access.saes methods.latent values.sae values.codes values.latent"),
     Room("results", "Results and errors", "What comes back: frozen values with `to_frame()`, intervals and controls; "
          "and every error by name.", "values errors"),
     Room("views", "Views", "Figures, tables, the report page, the panel.", "views"),

@@ -18,50 +18,50 @@ if TYPE_CHECKING:
     from latentlens import errors as errors
     from latentlens import organism as organism
     from latentlens import resistance as resistance
-    from latentlens.access.attempt_judges import LikelihoodJudge as LikelihoodJudge
-    from latentlens.access.attempt_judges import SegmentJudge as SegmentJudge
-    from latentlens.access.attempt_judges import WrittenJudge as WrittenJudge
-    from latentlens.access.cache import ActivationCache as ActivationCache
-    from latentlens.access.cold import cold_gradients as cold_gradients
-    from latentlens.access.cold import cold_states as cold_states
-    from latentlens.access.contrast import contrast as contrast
-    from latentlens.access.doses import measure_doses as measure_doses
-    from latentlens.access.doses import per_token_kl as per_token_kl
-    from latentlens.access.doses import token_nll as token_nll
-    from latentlens.access.doses import unsteered_nll as unsteered_nll
+    from latentlens.access.editing.preventative import preventing as preventing
     from latentlens.access.formats.files import read_directions as read_directions
     from latentlens.access.formats.files import write_directions as write_directions
     from latentlens.access.formats.persona import convert_persona_pt as convert_persona_pt
     from latentlens.access.formats.steering_vectors import from_steering_vector as from_steering_vector
     from latentlens.access.formats.steering_vectors import to_steering_vector as to_steering_vector
-    from latentlens.access.judge import LabelledJudge as LabelledJudge
-    from latentlens.access.judge import LocalJudge as LocalJudge
-    from latentlens.access.judge import LocalWriter as LocalWriter
-    from latentlens.access.judge import RuleJudge as RuleJudge
-    from latentlens.access.judge_endpoint import Endpoint as Endpoint
-    from latentlens.access.judge_endpoint import EndpointJudge as EndpointJudge
-    from latentlens.access.judge_endpoint import EndpointWriter as EndpointWriter
-    from latentlens.access.judged_sweep import judged_sweep as judged_sweep
-    from latentlens.access.mediators import mediators as mediators
+    from latentlens.access.generation.sweep import sweep as sweep
+    from latentlens.access.judging.attempt_judges import LikelihoodJudge as LikelihoodJudge
+    from latentlens.access.judging.attempt_judges import SegmentJudge as SegmentJudge
+    from latentlens.access.judging.attempt_judges import WrittenJudge as WrittenJudge
+    from latentlens.access.judging.judge import LabelledJudge as LabelledJudge
+    from latentlens.access.judging.judge import LocalJudge as LocalJudge
+    from latentlens.access.judging.judge import LocalWriter as LocalWriter
+    from latentlens.access.judging.judge import RuleJudge as RuleJudge
+    from latentlens.access.judging.judge_endpoint import Endpoint as Endpoint
+    from latentlens.access.judging.judge_endpoint import EndpointJudge as EndpointJudge
+    from latentlens.access.judging.judge_endpoint import EndpointWriter as EndpointWriter
+    from latentlens.access.judging.judged_sweep import judged_sweep as judged_sweep
+    from latentlens.access.measures.cold import cold_gradients as cold_gradients
+    from latentlens.access.measures.cold import cold_states as cold_states
+    from latentlens.access.measures.contrast import contrast as contrast
+    from latentlens.access.measures.doses import measure_doses as measure_doses
+    from latentlens.access.measures.doses import per_token_kl as per_token_kl
+    from latentlens.access.measures.doses import token_nll as token_nll
+    from latentlens.access.measures.doses import unsteered_nll as unsteered_nll
+    from latentlens.access.measures.overhead import overhead as overhead
+    from latentlens.access.measures.reft import train_reft as train_reft
+    from latentlens.access.measures.refusal import measure_refusal as measure_refusal
+    from latentlens.access.measures.refusal import refusal_tokens as refusal_tokens
+    from latentlens.access.measures.screening import screen as screen
+    from latentlens.access.measures.style_runs import StyledTasks as StyledTasks
+    from latentlens.access.measures.trait_doses import site_sweep as site_sweep
+    from latentlens.access.measures.trait_doses import trait_doses as trait_doses
+    from latentlens.access.measures.trait_writing import write_trait as write_trait
+    from latentlens.access.measures.writes import token_writes as token_writes
     from latentlens.access.model import LensModel as LensModel
     from latentlens.access.model import load as load
-    from latentlens.access.overhead import overhead as overhead
-    from latentlens.access.preflight import preflight as preflight
-    from latentlens.access.preventative import preventing as preventing
-    from latentlens.access.reft import train_reft as train_reft
-    from latentlens.access.refusal import measure_refusal as measure_refusal
-    from latentlens.access.refusal import refusal_tokens as refusal_tokens
-    from latentlens.access.sae import load_sae as load_sae
-    from latentlens.access.sae_training import train_sae as train_sae
-    from latentlens.access.screening import screen as screen
-    from latentlens.access.steered_codes import measure_effects as measure_effects
-    from latentlens.access.style_runs import StyledTasks as StyledTasks
-    from latentlens.access.sweep import sweep as sweep
-    from latentlens.access.trait_doses import site_sweep as site_sweep
-    from latentlens.access.trait_doses import trait_doses as trait_doses
-    from latentlens.access.trait_writing import write_trait as write_trait
-    from latentlens.access.verdict_cache import cached as cached
-    from latentlens.access.writes import token_writes as token_writes
+    from latentlens.access.patching.mediators import mediators as mediators
+    from latentlens.access.saes.preflight import preflight as preflight
+    from latentlens.access.saes.sae import load_sae as load_sae
+    from latentlens.access.saes.sae_training import train_sae as train_sae
+    from latentlens.access.saes.steered_codes import measure_effects as measure_effects
+    from latentlens.access.store.cache import ActivationCache as ActivationCache
+    from latentlens.access.store.verdict_cache import cached as cached
     from latentlens.maths import agreement as agreement
     from latentlens.methods import act as act
     from latentlens.methods import answers as answers
@@ -176,14 +176,14 @@ _LAZY = {
     "LensModel": ("latentlens.access.model", "LensModel"),
     "attempts": ("latentlens.values.attempts", "attempts"),
     "esr": ("latentlens.methods.esr", None),
-    "LikelihoodJudge": ("latentlens.access.attempt_judges", "LikelihoodJudge"),
+    "LikelihoodJudge": ("latentlens.access.judging.attempt_judges", "LikelihoodJudge"),
     "off_topic": ("latentlens.methods.off_topic", None),
     "open_study": ("latentlens.resistance.opening", "open_study"),
     "resistance": ("latentlens.resistance", None),
-    "SegmentJudge": ("latentlens.access.attempt_judges", "SegmentJudge"),
+    "SegmentJudge": ("latentlens.access.judging.attempt_judges", "SegmentJudge"),
     "Study": ("latentlens.resistance.study", "Study"),
-    "WrittenJudge": ("latentlens.access.attempt_judges", "WrittenJudge"),
-    "ActivationCache": ("latentlens.access.cache", "ActivationCache"),
+    "WrittenJudge": ("latentlens.access.judging.attempt_judges", "WrittenJudge"),
+    "ActivationCache": ("latentlens.access.store.cache", "ActivationCache"),
     "Activations": ("latentlens.values.activations", "Activations"),
     "Arm": ("latentlens.values.results", "Arm"),
     "Beside": ("latentlens.views.report", "Beside"),
@@ -208,7 +208,7 @@ _LAZY = {
     "Mediator": ("latentlens.values.mediators", "Mediator"),
     "Patched": ("latentlens.values.mediation", "Patched"),
     "mediation": ("latentlens.methods.mediation", None),
-    "mediators": ("latentlens.access.mediators", "mediators"),
+    "mediators": ("latentlens.access.patching.mediators", "mediators"),
     "ProjectOut": ("latentlens.values.operations", "ProjectOut"),
     "Reflect": ("latentlens.values.rotations", "Reflect"),
     "RelativeAdd": ("latentlens.values.operations", "RelativeAdd"),
@@ -233,33 +233,33 @@ _LAZY = {
     "convert_persona_pt": ("latentlens.access.formats.persona", "convert_persona_pt"),
     "dose_response": ("latentlens.methods.dose", "dose_response"),
     "from_steering_vector": ("latentlens.access.formats.steering_vectors", "from_steering_vector"),
-    "measure_doses": ("latentlens.access.doses", "measure_doses"),
-    "per_token_kl": ("latentlens.access.doses", "per_token_kl"),
+    "measure_doses": ("latentlens.access.measures.doses", "measure_doses"),
+    "per_token_kl": ("latentlens.access.measures.doses", "per_token_kl"),
     "read_directions": ("latentlens.access.formats.files", "read_directions"),
     "to_steering_vector": ("latentlens.access.formats.steering_vectors", "to_steering_vector"),
-    "token_nll": ("latentlens.access.doses", "token_nll"),
-    "unsteered_nll": ("latentlens.access.doses", "unsteered_nll"),
+    "token_nll": ("latentlens.access.measures.doses", "token_nll"),
+    "unsteered_nll": ("latentlens.access.measures.doses", "unsteered_nll"),
     "write_directions": ("latentlens.access.formats.files", "write_directions"),
     "Case": ("latentlens.values.judging", "Case"),
     "Score": ("latentlens.values.judging", "Score"),
     "Rubric": ("latentlens.values.judging", "Rubric"),
     "judging": ("latentlens.values.judging", None),
-    "RuleJudge": ("latentlens.access.judge", "RuleJudge"),
-    "LabelledJudge": ("latentlens.access.judge", "LabelledJudge"),
-    "LocalJudge": ("latentlens.access.judge", "LocalJudge"),
-    "LocalWriter": ("latentlens.access.judge", "LocalWriter"),
-    "Endpoint": ("latentlens.access.judge_endpoint", "Endpoint"),
-    "EndpointJudge": ("latentlens.access.judge_endpoint", "EndpointJudge"),
-    "EndpointWriter": ("latentlens.access.judge_endpoint", "EndpointWriter"),
-    "cached": ("latentlens.access.verdict_cache", "cached"),
+    "RuleJudge": ("latentlens.access.judging.judge", "RuleJudge"),
+    "LabelledJudge": ("latentlens.access.judging.judge", "LabelledJudge"),
+    "LocalJudge": ("latentlens.access.judging.judge", "LocalJudge"),
+    "LocalWriter": ("latentlens.access.judging.judge", "LocalWriter"),
+    "Endpoint": ("latentlens.access.judging.judge_endpoint", "Endpoint"),
+    "EndpointJudge": ("latentlens.access.judging.judge_endpoint", "EndpointJudge"),
+    "EndpointWriter": ("latentlens.access.judging.judge_endpoint", "EndpointWriter"),
+    "cached": ("latentlens.access.store.verdict_cache", "cached"),
     "Trait": ("latentlens.values.traits", "Trait"),
-    "contrast": ("latentlens.access.contrast", "contrast"),
-    "judged_sweep": ("latentlens.access.judged_sweep", "judged_sweep"),
-    "preventing": ("latentlens.access.preventative", "preventing"),
-    "site_sweep": ("latentlens.access.trait_doses", "site_sweep"),
-    "trait_doses": ("latentlens.access.trait_doses", "trait_doses"),
-    "screen": ("latentlens.access.screening", "screen"),
-    "write_trait": ("latentlens.access.trait_writing", "write_trait"),
+    "contrast": ("latentlens.access.measures.contrast", "contrast"),
+    "judged_sweep": ("latentlens.access.judging.judged_sweep", "judged_sweep"),
+    "preventing": ("latentlens.access.editing.preventative", "preventing"),
+    "site_sweep": ("latentlens.access.measures.trait_doses", "site_sweep"),
+    "trait_doses": ("latentlens.access.measures.trait_doses", "trait_doses"),
+    "screen": ("latentlens.access.measures.screening", "screen"),
+    "write_trait": ("latentlens.access.measures.trait_writing", "write_trait"),
     "persona": ("latentlens.methods.persona", None),
     "psychometrics": ("latentlens.methods.psychometrics", None),
     "persona_algebra": ("latentlens.methods.persona_algebra", None),
@@ -275,20 +275,20 @@ _LAZY = {
     "DirectionChoice": ("latentlens.values.direction_choice", "DirectionChoice"),
     "EffectModel": ("latentlens.values.effect_model", "EffectModel"),
     "HeadDirections": ("latentlens.values.head_directions", "HeadDirections"),
-    "cold_gradients": ("latentlens.access.cold", "cold_gradients"),
-    "cold_states": ("latentlens.access.cold", "cold_states"),
-    "measure_effects": ("latentlens.access.steered_codes", "measure_effects"),
-    "measure_refusal": ("latentlens.access.refusal", "measure_refusal"),
-    "refusal_tokens": ("latentlens.access.refusal", "refusal_tokens"),
-    "train_reft": ("latentlens.access.reft", "train_reft"),
+    "cold_gradients": ("latentlens.access.measures.cold", "cold_gradients"),
+    "cold_states": ("latentlens.access.measures.cold", "cold_states"),
+    "measure_effects": ("latentlens.access.saes.steered_codes", "measure_effects"),
+    "measure_refusal": ("latentlens.access.measures.refusal", "measure_refusal"),
+    "refusal_tokens": ("latentlens.access.measures.refusal", "refusal_tokens"),
+    "train_reft": ("latentlens.access.measures.reft", "train_reft"),
     "calibrate": ("latentlens.methods.calibrate", None),
     "SAE": ("latentlens.values.sae", "SAE"),
     "Codes": ("latentlens.values.codes", "Codes"),
     "EditLatents": ("latentlens.values.latents", "EditLatents"),
     "ablate": ("latentlens.values.latents", "ablate"),
-    "load_sae": ("latentlens.access.sae", "load_sae"),
-    "preflight": ("latentlens.access.preflight", "preflight"),
-    "train_sae": ("latentlens.access.sae_training", "train_sae"),
+    "load_sae": ("latentlens.access.saes.sae", "load_sae"),
+    "preflight": ("latentlens.access.saes.preflight", "preflight"),
+    "train_sae": ("latentlens.access.saes.sae_training", "train_sae"),
     "latents": ("latentlens.methods.latents", None),
     "probe_report": ("latentlens.methods.probe_report", "probe_report"),
     "ProbeReport": ("latentlens.values.probe_report", "ProbeReport"),
@@ -302,11 +302,11 @@ _LAZY = {
     "answers": ("latentlens.methods.answers", None),
     "code_language": ("latentlens.methods.code_language", None),
     "gact": ("latentlens.methods.gact", None),
-    "StyledTasks": ("latentlens.access.style_runs", "StyledTasks"),
+    "StyledTasks": ("latentlens.access.measures.style_runs", "StyledTasks"),
     "StyleEffect": ("latentlens.values.style_effect", "StyleEffect"),
     "neurons": ("latentlens.methods.neurons", None),
-    "overhead": ("latentlens.access.overhead", "overhead"),
-    "token_writes": ("latentlens.access.writes", "token_writes"),
+    "overhead": ("latentlens.access.measures.overhead", "overhead"),
+    "token_writes": ("latentlens.access.measures.writes", "token_writes"),
     "early_stopping": ("latentlens.methods.early_stopping", None),
     "intention": ("latentlens.methods.intention", None),
     "questions": ("latentlens.values.questions", None),
@@ -321,7 +321,7 @@ _LAZY = {
     "probe": ("latentlens.methods.probe", None),
     "load_plan": ("latentlens.values.plan_files", "load_plan"),
     "save_plan": ("latentlens.values.plan_files", "save_plan"),
-    "sweep": ("latentlens.access.sweep", "sweep"),
+    "sweep": ("latentlens.access.generation.sweep", "sweep"),
     "report": ("latentlens.views.report", "report"),
     "manifest": ("latentlens.views.manifest", "manifest"),
     "compare_reports": ("latentlens.views.compare", "compare"),

@@ -102,7 +102,7 @@ def stats(folder: Folder = None, as_json: options.AsJson = False) -> None:
 
     latentlens cache stats --folder runs/cache --json
     """
-    from latentlens.access.cache import ActivationCache
+    from latentlens.access.store.cache import ActivationCache
 
     found = ActivationCache(folder, readonly=True).stats()
     options.show(vars(found)) if as_json else print(found)
@@ -120,7 +120,7 @@ def verify(
 
     latentlens cache verify --folder runs/cache --repair
     """
-    from latentlens.access.cache import ActivationCache
+    from latentlens.access.store.cache import ActivationCache
 
     report = ActivationCache(folder, readonly=not repair).verify(repair=repair)
     options.show({**vars(report), "sound": report.sound}) if as_json else print(report)
@@ -140,7 +140,7 @@ def clear(
 
     latentlens cache clear --model Qwen3ForCausalLM --yes
     """
-    from latentlens.access.cache import ActivationCache
+    from latentlens.access.store.cache import ActivationCache
 
     cache = ActivationCache(folder)
     if not yes:

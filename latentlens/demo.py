@@ -17,8 +17,8 @@ import pandas as pd
 import torch
 
 from latentlens import organism
-from latentlens.access.cache import ActivationCache
 from latentlens.access.model import LensModel, load
+from latentlens.access.store.cache import ActivationCache
 from latentlens.methods import probe
 from latentlens.values.activations import Activations
 from latentlens.values.operations import Add

@@ -21,7 +21,7 @@ import torch
 import typer
 
 import latentlens as ll
-from latentlens.access.finetune import Lora
+from latentlens.access.measures.finetune import Lora
 from latentlens.methods import esr
 from latentlens.resistance import ablation, boosts, corrections, detection, inducing, meta_prompts, published
 from latentlens.resistance.core import prepare

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 import latentlens as ll
-from latentlens.access.finetune import Lora
+from latentlens.access.measures.finetune import Lora
 from latentlens.resistance import inducing, published
 from latentlens.resistance.core import prepare
 from latentlens.resistance.opening import reopen

@@ -26,7 +26,7 @@ import typer
 
 import latentlens as ll
 from latentlens import organism
-from latentlens.access.style_runs import WORDINGS, StyledTasks
+from latentlens.access.measures.style_runs import WORDINGS, StyledTasks
 from latentlens.bench.styles import fit_styles, refine
 from latentlens.maths.grouped_splits import distinct_parts
 from latentlens.methods.code_language import LANGUAGES, is_valid, language_of, style_by_patterns

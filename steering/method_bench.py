@@ -28,8 +28,8 @@ import torch
 import typer
 
 import latentlens as ll
-from latentlens.access.kept_numbers import KeptNumbers
-from latentlens.access.steering_arms import dose_arms, scored_answers, time_arms
+from latentlens.access.measures.steering_arms import dose_arms, scored_answers, time_arms
+from latentlens.access.store.kept_numbers import KeptNumbers
 from latentlens.bench.concepts import best_block, concept_arms
 from latentlens.methods.directions.arms import RANDOM
 from latentlens.organism.concepts import DEFAULT

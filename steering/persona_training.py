@@ -26,7 +26,7 @@ import torch
 import typer
 
 import latentlens as ll
-from latentlens.access.kept_numbers import KeptNumbers
+from latentlens.access.store.kept_numbers import KeptNumbers
 from latentlens.bench.training import BATCH, RATE, read_answers, train_on_answers
 from latentlens.bench.traits import embedded_traits, traits_from_files
 from latentlens.organism import personas

@@ -6,7 +6,7 @@ only the arithmetic of an operation (`item.edit`) is shared, and that has tests 
 
 import torch
 
-from latentlens.access.sampling import choose, row_key
+from latentlens.access.generation.sampling import choose, row_key
 from latentlens.values.rows import TokenRow
 from latentlens.values.where import steered_positions
 

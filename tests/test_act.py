@@ -6,7 +6,7 @@ import torch
 from families import build
 
 import latentlens as ll
-from latentlens.access.writes import token_writes
+from latentlens.access.measures.writes import token_writes
 from latentlens.errors import BadInput, NonFiniteActivations, SiteNotFound, TooFewExamples
 from latentlens.methods import act, neurons
 from latentlens.values.act_heads import ActHeads, HeadProbe

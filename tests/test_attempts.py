@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from latentlens.access.attempt_judges import LikelihoodJudge, SegmentJudge, WrittenJudge, read_attempts
-from latentlens.access.judge import RuleJudge
+from latentlens.access.judging.attempt_judges import LikelihoodJudge, SegmentJudge, WrittenJudge, read_attempts
+from latentlens.access.judging.judge import RuleJudge
 from latentlens.errors import BadInput
 from latentlens.values.attempts import RESTART, AttemptJudge, attempts, clauses, repeats_itself
 from latentlens.values.judging import Case, Judge

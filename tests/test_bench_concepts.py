@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import latentlens as ll
-from latentlens.access.kept_numbers import KeptNumbers
-from latentlens.access.steering_arms import best_arm
+from latentlens.access.measures.steering_arms import best_arm
+from latentlens.access.store.kept_numbers import KeptNumbers
 from latentlens.bench import concepts as bench
 from latentlens.errors import BadInput, TooFewExamples
 from latentlens.methods.directions import arms

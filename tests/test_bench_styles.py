@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 import latentlens as ll
-from latentlens.access.style_runs import StyledTasks
+from latentlens.access.measures.style_runs import StyledTasks
 from latentlens.bench import styles
 from latentlens.errors import BadInput, TooFewExamples
 from latentlens.maths.grouped_splits import distinct_parts

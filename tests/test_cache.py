@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentlens.access import cache as cache_module
-from latentlens.access import shards as shards_module
-from latentlens.access.cache import ActivationCache, RowKey, Selection
-from latentlens.access.shards import DTYPES
+from latentlens.access.store import cache as cache_module
+from latentlens.access.store import shards as shards_module
+from latentlens.access.store.cache import ActivationCache, RowKey, Selection
+from latentlens.access.store.shards import DTYPES
 from latentlens.errors import BadInput, CacheError, CacheReadOnly, UnsafeFile
 
 MODEL = {"model": "Tiny", "weights": "w1"}

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 import torch
 
-from latentlens.access import shards as shards_module
-from latentlens.access.cache import ActivationCache, RowKey, Selection
+from latentlens.access.store import shards as shards_module
+from latentlens.access.store.cache import ActivationCache, RowKey, Selection
 from latentlens.errors import CacheCorrupt, CacheError, CacheReadOnly, CacheVersion
 
 pytestmark = [

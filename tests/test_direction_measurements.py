@@ -9,7 +9,7 @@ import torch
 
 import latentlens as ll
 from latentlens import directions
-from latentlens.access.likelihood import answer_nll
+from latentlens.access.measures.likelihood import answer_nll
 from latentlens.errors import BadInput, TooFewExamples
 from latentlens.maths.odds import log_odds_of
 from latentlens.maths.rank_one import rank_one_edit, split_top

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import latentlens as ll
-from latentlens.access.doses import measure_doses, per_token_kl, token_nll, unsteered_nll
+from latentlens.access.measures.doses import measure_doses, per_token_kl, token_nll, unsteered_nll
 from latentlens.errors import BadInput
 from latentlens.methods.calibrate import bisect_score_batch, kl_budget_batch
 from latentlens.methods.dose import dose_response

@@ -8,7 +8,7 @@ from families import build
 from tinytok import tokenizer
 
 import latentlens as ll
-from latentlens.access.finetune import Lora, tune
+from latentlens.access.measures.finetune import Lora, tune
 from latentlens.errors import BadInput
 from latentlens.values.masked_rows import IGNORED, MaskedRow, masked, mix
 
@@ -70,7 +70,7 @@ def test_what_is_masked_is_not_learnt_and_the_model_itself_is_left_alone(lm):
 
 def test_padding_does_not_change_the_loss(lm):
     long = masked((6, 7), (), tuple(range(8, 20)))
-    from latentlens.access.finetune import _loss
+    from latentlens.access.measures.finetune import _loss
 
     with torch.no_grad():
         together, n = _loss(lm.model, [ROWS[0], long])

@@ -7,7 +7,7 @@ from scipy import stats
 from tinytok import tokenizer
 
 import latentlens as ll
-from latentlens.access.sampling import choose, gumbel, row_key
+from latentlens.access.generation.sampling import choose, gumbel, row_key
 from latentlens.errors import BadInput, ContextTooLong
 from latentlens.values.rows import TokenRow
 from latentlens.values.where import steered_positions

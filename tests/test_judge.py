@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import latentlens as ll
-from latentlens.access.digits import NumberTokens
-from latentlens.access.judge import LabelledJudge, LocalJudge, LocalWriter, RuleJudge
-from latentlens.access.verdict_cache import VerdictCache, cached
+from latentlens.access.judging.digits import NumberTokens
+from latentlens.access.judging.judge import LabelledJudge, LocalJudge, LocalWriter, RuleJudge
+from latentlens.access.store.verdict_cache import VerdictCache, cached
 from latentlens.errors import BadInput, CacheError, CacheReadOnly, CacheVersion
 from latentlens.values.judging import (
     COHERENCE_RUBRIC,
@@ -326,7 +326,7 @@ def test_a_killed_run_keeps_what_it_had(tmp_path):
 def test_verdicts_survive_sigkill(tmp_path):
     code = (
         "import os, sys\n"
-        "from latentlens.access.verdict_cache import cached\n"
+        "from latentlens.access.store.verdict_cache import cached\n"
         "from latentlens.values.judging import Case, Score\n"
         "class J:\n"
         "    name, fingerprint, piece, n = 'j', 'f', 4, 0\n"

@@ -9,8 +9,8 @@ import traceback
 
 import pytest
 
-from latentlens.access.judge_endpoint import Endpoint, EndpointJudge, EndpointWriter
-from latentlens.access.verdict_cache import cached
+from latentlens.access.judging.judge_endpoint import Endpoint, EndpointJudge, EndpointWriter
+from latentlens.access.store.verdict_cache import cached
 from latentlens.errors import BadInput, BudgetSpent, EndpointError
 from latentlens.values.judging import TRAIT_RUBRIC, Case, Judge, Writer
 

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 import latentlens as ll
-from latentlens.access.kept_numbers import KeptNumbers
-from latentlens.access.steering_arms import dose_arms, grades, scored_answers, time_arms
+from latentlens.access.measures.steering_arms import dose_arms, grades, scored_answers, time_arms
+from latentlens.access.store.kept_numbers import KeptNumbers
 from latentlens.errors import BadInput, CacheError, TooFewExamples
 from latentlens.maths.answer_grades import fluency, harmonic_mean, is_loop
 from latentlens.methods.method_bench import method_bench

@@ -9,9 +9,9 @@ from families import build
 from sae_kinds import KINDS, NORMALISATIONS, make
 
 import latentlens as ll
-from latentlens.access.answer_metric import read_metric
-from latentlens.access.gradients import slopes
-from latentlens.access.patching import patch
+from latentlens.access.patching.answer_metric import read_metric
+from latentlens.access.patching.gradients import slopes
+from latentlens.access.patching.patching import patch
 from latentlens.errors import BadInput, NotAligned, SiteNotFound
 from latentlens.organism.corpus.world import CREATURES, VALUES, stem, world
 from latentlens.values.sites import Site

@@ -214,8 +214,8 @@ def test_steps_are_paired_within_items():
 
 
 def test_answers_are_paired_and_judged(organism, tmp_path):
-    from latentlens.access.contrast import contrast as run
-    from latentlens.access.judge import RuleJudge
+    from latentlens.access.judging.judge import RuleJudge
+    from latentlens.access.measures.contrast import contrast as run
     from latentlens.organism.judges import trait_score
 
     trait = Trait(

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import latentlens as ll
-from latentlens.access.trait_writing import write_trait
+from latentlens.access.measures.trait_writing import write_trait
 from latentlens.errors import BadInput
 from latentlens.organism.corpus.topics import TOPICS
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from latentlens.access.preflight import SAEMismatch, _frame, explained, preflight
+from latentlens.access.saes.preflight import SAEMismatch, _frame, explained, preflight
 from latentlens.errors import LatentLensError
 from latentlens.organism import texts as draw
 from latentlens.values.sae import SAE

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import latentlens as ll
-from latentlens.access.preventative import preventing
+from latentlens.access.editing.preventative import preventing
 from latentlens.errors import BadInput, HookNeverFired, SiteNotFound
 
 IDS = torch.tensor([[1, 7, 9, 11, 30, 4], [1, 8, 3, 5, 2, 2]])

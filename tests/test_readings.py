@@ -8,7 +8,7 @@ from interpreter import Interpreter
 from tinytok import tokenizer
 
 import latentlens as ll
-from latentlens.access.effect import kl_divergence
+from latentlens.access.editing.effect import kl_divergence
 from latentlens.errors import BadInput
 from latentlens.values.sites import Site
 from latentlens.values.where import steered_positions

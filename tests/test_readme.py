@@ -32,7 +32,8 @@ def test_every_file_that_the_documents_link_to_exists():
 def test_the_examples_of_the_docstrings_hold():
     import doctest
 
-    from latentlens.access import batching, cache_keys, capture
+    from latentlens.access import batching, capture
+    from latentlens.access.store import cache_keys
     from latentlens.values import results, schedules, sites, visible, where
 
     for module in (batching, cache_keys, capture, results, schedules, sites, where, visible):

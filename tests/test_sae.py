@@ -10,7 +10,7 @@ import torch
 from sae_kinds import KINDS, NORMALISATIONS, make
 from safetensors.torch import save_file
 
-from latentlens.access.sae import load_sae
+from latentlens.access.saes.sae import load_sae
 from latentlens.errors import BadInput, SiteNotFound, UnsafeFile
 from latentlens.values.codes import Codes
 from latentlens.values.sae import SAE
@@ -121,7 +121,7 @@ def test_the_unknown_release_is_named_with_its_neighbours_and_the_hub_need_not_b
 def test_the_registrys_claims_are_kept_and_its_placeholders_are_not(lens):
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
-    from latentlens.access.sae import _claims
+    from latentlens.access.saes.sae import _claims
 
     known = get_pretrained_saes_directory()
     jb = _claims(known["gpt2-small-res-jb"], "blocks.11.hook_resid_pre")

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import latentlens as ll
-from latentlens.access.preflight import SAEMismatch, explained, preflight
-from latentlens.access.sae import encode, load_sae
-from latentlens.access.sae_training import _Feed, train_sae
+from latentlens.access.saes.preflight import SAEMismatch, explained, preflight
+from latentlens.access.saes.sae import encode, load_sae
+from latentlens.access.saes.sae_training import _Feed, train_sae
 from latentlens.errors import BadInput
 from latentlens.methods import latents
 from latentlens.organism import texts as draw

@@ -13,9 +13,9 @@ from test_placement import offloaded
 from tinytok import tokenizer
 
 import latentlens as ll
-from latentlens.access.attempt_judges import SegmentJudge
-from latentlens.access.finetune import Lora
-from latentlens.access.judge import RuleJudge
+from latentlens.access.judging.attempt_judges import SegmentJudge
+from latentlens.access.judging.judge import RuleJudge
+from latentlens.access.measures.finetune import Lora
 from latentlens.errors import BadInput, TooFewExamples
 from latentlens.methods import esr, latents
 from latentlens.methods.off_topic import RULES, by_separability

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import latentlens as ll
-from latentlens.access.style_runs import StyledTasks
+from latentlens.access.measures.style_runs import StyledTasks
 from latentlens.errors import BadInput, TooFewExamples
 from latentlens.maths.statistics import difference_of_proportions, wilson
 from latentlens.methods.code_language import is_valid, language_of

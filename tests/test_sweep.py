@@ -13,8 +13,8 @@ import torch
 from families import build
 
 import latentlens as ll
-from latentlens.access import kept_rows
-from latentlens.access.kept_rows import KeptRows
+from latentlens.access.generation import kept_rows
+from latentlens.access.generation.kept_rows import KeptRows
 from latentlens.errors import BadInput, CacheVersion, UnsafeFile
 
 ROWS = [[5, 6, 7, 8, 9, 10, 11], [30, 31, 32], [20, 21, 22, 23, 24]]
@@ -163,7 +163,7 @@ def test_killed_at_any_moment_it_goes_on_and_loses_no_finished_batch(tmp_path, a
         sys.path.insert(0, {os.path.dirname(__file__)!r})
         import torch; torch.set_num_threads(1)
         import latentlens as ll
-        from latentlens.access import kept_rows as module
+        from latentlens.access.generation import kept_rows as module
         from test_sweep import PLANS, ROWS, build
         lm = ll.load(build("Llama"), cache=False)
         lm.token_budget = 24

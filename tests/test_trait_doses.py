@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 import latentlens as ll
-from latentlens.access.judged_sweep import judged_sweep
-from latentlens.access.trait_doses import site_sweep, trait_doses
+from latentlens.access.judging.judged_sweep import judged_sweep
+from latentlens.access.measures.trait_doses import site_sweep, trait_doses
 from latentlens.errors import BadInput
 from latentlens.organism import personas
 from latentlens.organism.corpus.voice import TRAITS

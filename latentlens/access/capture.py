@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from latentlens.access.batching import batches, halving
-from latentlens.access.cache import ActivationCache, RowKey, Selection
 from latentlens.access.courier import Courier
 from latentlens.access.forward import gather, read
 from latentlens.access.identity import context_digest
 from latentlens.access.layout import Layout
+from latentlens.access.store.cache import ActivationCache, RowKey, Selection
 from latentlens.errors import BadInput, CacheCorrupt, CacheError, NonFiniteActivations
 from latentlens.values.interventions import Plan as Steered
 from latentlens.values.interventions import plan_fingerprint

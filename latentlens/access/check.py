@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latentlens.access.forward import gather, read
-from latentlens.access.generate import Decoding, Request, generate
+from latentlens.access.generation.generate import Decoding, Request, generate
 from latentlens.access.hooks import Tap, hooked
 from latentlens.values.markup import Shown, table
 from latentlens.values.rows import TokenRow

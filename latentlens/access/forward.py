@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentlens.access.edits import Edits
+from latentlens.access.editing.edits import Edits
+from latentlens.access.editing.selector import Frame
 from latentlens.access.hooks import Callback, StopForward, Tap, hooked, require_fired
 from latentlens.access.layout import Layout
-from latentlens.access.selector import Frame
 from latentlens.values.interventions import Plan
 from latentlens.values.rows import TokenRow
 from latentlens.values.sites import Site

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentlens.access.editing.steering import own_forward
 from latentlens.access.hooks import hooked, require_fired
 from latentlens.access.layout import Layout
-from latentlens.access.steering import own_forward
 from latentlens.errors import BadInput, UnsupportedArchitecture
 from latentlens.values.layer_lens import LayerLens
 from latentlens.values.sites import Site

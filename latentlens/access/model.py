@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentlens.access.cache import ActivationCache
 from latentlens.access.capture import NonFinite, Outcome, Plan, capture, forecast_bytes, select
+from latentlens.access.editing.plans import prepare, prepare_all
+from latentlens.access.editing.steering import in_force, own_forward, steering
 from latentlens.access.forecast import Forecast, available_memory, forecast
-from latentlens.access.generate import Request
+from latentlens.access.generation.generate import Request
+from latentlens.access.generation.runs import decoding, run
 from latentlens.access.identity import Identity, context_digest, package_versions
 from latentlens.access.labels import labels_of
 from latentlens.access.layout import Layout, SiteSpec
 from latentlens.access.loading import Loaded, Quantization, load_model, new_cache
-from latentlens.access.plans import prepare, prepare_all
 from latentlens.access.progress import Progress
 from latentlens.access.reference import TEXTS, median_norm, sentence_ends
-from latentlens.access.runs import decoding, run
-from latentlens.access.steering import in_force, own_forward, steering
+from latentlens.access.store.cache import ActivationCache
 from latentlens.access.tokens import RowReader, Truncate
 from latentlens.errors import BadInput, CheckFailed, TooLarge, WhereNotValid
 from latentlens.values.activations import Activations
@@ -215,7 +215,7 @@ class LensModel(Shown):
         Args: sae: from `ll.load_sae`. inputs, where, options: as for `activations`.
         Raises: what `activations` raises.
         """
-        from latentlens.access.sae import encode
+        from latentlens.access.saes.sae import encode
 
         return encode(self, sae, inputs, where, **options)
 
@@ -292,7 +292,7 @@ class LensModel(Shown):
             metric: a pair (right, wrong) of tokens, an `ll.LogitDifference`, or a function of logits. options: `mode`,
             `method`, `align`, `direct`, `controls`, ...
         """
-        from latentlens.access.patching import patch
+        from latentlens.access.patching.patching import patch
 
         return patch(self, mediators, clean, corrupt, metric, **options)
 
@@ -303,7 +303,7 @@ class LensModel(Shown):
 
         Args: as for `patch`; further options: `groups`, `least`, `level`, `seed`.
         """
-        from latentlens.access.patching import indirect_effect
+        from latentlens.access.patching.patching import indirect_effect
 
         return indirect_effect(self, mediators, clean, corrupt, metric, **options)
 

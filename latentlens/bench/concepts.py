@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from latentlens.access.cold import cold_gradients, cold_states
-from latentlens.access.kept_numbers import KeptNumbers
-from latentlens.access.likelihood import answer_positions
-from latentlens.access.reft import train_reft
-from latentlens.access.refusal import measure_refusal, refusal_tokens
-from latentlens.access.steered_codes import measure_effects
-from latentlens.access.steering_arms import best_arm
+from latentlens.access.measures.cold import cold_gradients, cold_states
+from latentlens.access.measures.likelihood import answer_positions
+from latentlens.access.measures.reft import train_reft
+from latentlens.access.measures.refusal import measure_refusal, refusal_tokens
+from latentlens.access.measures.steering_arms import best_arm
+from latentlens.access.saes.steered_codes import measure_effects
+from latentlens.access.store.kept_numbers import KeptNumbers
 from latentlens.errors import BadInput
 from latentlens.methods import calibrate, directions, latents, probe
 from latentlens.methods.directions.arms import adding, control_arms, direction_arms

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from latentlens.access.style_runs import StyledTasks
-from latentlens.access.writes import token_writes
+from latentlens.access.measures.style_runs import StyledTasks
+from latentlens.access.measures.writes import token_writes
 from latentlens.errors import BadInput
 from latentlens.methods import act, gact, neurons
 from latentlens.methods.neurons import NeuronAttribution

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from latentlens.access.editing.preventative import preventing
 from latentlens.access.model import load
-from latentlens.access.preventative import preventing
 from latentlens.access.progress import Progress
 from latentlens.errors import BadInput, TooFewExamples
 from latentlens.values.traits import asked

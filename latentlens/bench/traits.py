@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentlens.access.judge import LocalJudge, RuleJudge
-from latentlens.access.judge_endpoint import Endpoint, EndpointJudge
+from latentlens.access.judging.judge import LocalJudge, RuleJudge
+from latentlens.access.judging.judge_endpoint import Endpoint, EndpointJudge
 from latentlens.access.model import load
 from latentlens.errors import BadInput
 from latentlens.organism import personas

@@ -153,7 +153,7 @@ def _memory() -> list[Finding]:
 
 
 def _cache() -> list[Finding]:
-    from latentlens.access.cache import ActivationCache
+    from latentlens.access.store.cache import ActivationCache
 
     try:
         cache = ActivationCache()

@@ -111,8 +111,8 @@ def sweep(
     for c in coeff:
         plans[f"direction {c:g}"] = _add(vector, c, unit, where)
         plans |= {f"random {c:g} #{draw}": _add(vector.random_like(draw), c, unit, where) for draw in range(draws)}
-    from latentlens.access.doses import unsteered_nll
-    from latentlens.access.sweep import sweep as run
+    from latentlens.access.generation.sweep import sweep as run
+    from latentlens.access.measures.doses import unsteered_nll
 
     found = run(lm, given, plans, range(seeds), max_new_tokens=max_new_tokens, temperature=temperature, folder=folder)
     prompts = lm.tokens(given)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from latentlens.access.model import LensModel
-from latentlens.access.sae import encode
+from latentlens.access.saes.sae import encode
 from latentlens.errors import BadInput, TooFewExamples
 from latentlens.maths.statistics import cluster_bootstrap, wilson
 from latentlens.methods import latents

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from latentlens.access.model import LensModel
-from latentlens.access.sae import load_sae
+from latentlens.access.saes.sae import load_sae
 from latentlens.organism import sae_path, saes
 from latentlens.organism.evaluate import renew
 from latentlens.organism.evaluation.rows import Band, Row, table

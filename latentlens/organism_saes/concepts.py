@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from latentlens.access.model import LensModel
-from latentlens.access.sae import encode
+from latentlens.access.saes.sae import encode
 from latentlens.maths.statistics import auroc, auroc_score_interval, cluster_bootstrap
 from latentlens.methods import latents
 from latentlens.organism.corpus import texts

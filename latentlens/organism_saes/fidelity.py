@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latentlens.access.model import LensModel
-from latentlens.access.preflight import explained
+from latentlens.access.saes.preflight import explained
 from latentlens.maths.statistics import cluster_bootstrap
 from latentlens.methods import latents
 from latentlens.organism_saes.train import N_TEXTS, corpus

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from latentlens.access.model import LensModel
-from latentlens.access.sae_training import TrainedKind, train_sae
+from latentlens.access.saes.sae_training import TrainedKind, train_sae
 from latentlens.errors import BadInput
 from latentlens.organism import path
 from latentlens.organism.corpus import STAGES, documents

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from latentlens.access.finetune import Lora, Tuned, tune
+from latentlens.access.measures.finetune import Lora, Tuned, tune
 from latentlens.errors import BadInput, TooFewExamples
 from latentlens.methods.esr import rates
 from latentlens.resistance import sampling, thresholds

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentlens.access.attempt_judges import LikelihoodJudge, SegmentJudge, WrittenJudge
-from latentlens.access.judge import LocalJudge
-from latentlens.access.judge_endpoint import Endpoint, EndpointJudge, EndpointWriter
+from latentlens.access.judging.attempt_judges import LikelihoodJudge, SegmentJudge, WrittenJudge
+from latentlens.access.judging.judge import LocalJudge
+from latentlens.access.judging.judge_endpoint import Endpoint, EndpointJudge, EndpointWriter
 from latentlens.access.model import load
-from latentlens.access.preflight import preflight
-from latentlens.access.sae import load_sae
-from latentlens.access.verdict_cache import cached
+from latentlens.access.saes.preflight import preflight
+from latentlens.access.saes.sae import load_sae
+from latentlens.access.store.verdict_cache import cached
 from latentlens.errors import BadInput
 from latentlens.organism import sae_path
 from latentlens.resistance.study import Study

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentlens.access.generation.kept_rows import KeptRows
+from latentlens.access.generation.sweep import sweep
 from latentlens.access.identity import context_digest
-from latentlens.access.kept_rows import KeptRows
-from latentlens.access.sweep import sweep
 from latentlens.errors import BadInput
 from latentlens.values.arguments import known_unit
 from latentlens.values.attempts import AttemptJudge

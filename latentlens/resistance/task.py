@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentlens.access.attempt_judges import LikelihoodJudge, SegmentJudge
-from latentlens.access.judge import RuleJudge
+from latentlens.access.judging.attempt_judges import LikelihoodJudge, SegmentJudge
+from latentlens.access.judging.judge import RuleJudge
 from latentlens.errors import BadInput
 from latentlens.organism.corpus import texts
 from latentlens.organism.corpus.topics import ASKED, CORRECTIONS, META, TOPICS, WORDS

@@ -94,7 +94,7 @@ def explore(lm: LensModel, text: Any, *, sae: SAE | None = None, **options: Any)
     Raises: what `lm.tokens` raises; BadInput: directions that are none, neither a text nor a chat.
     """
     if sae is None and lm.name == "organism" and organism.saes():
-        from latentlens.access.sae import load_sae
+        from latentlens.access.saes.sae import load_sae
 
         try:
             sae = load_sae(organism.sae_path())

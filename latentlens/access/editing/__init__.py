@@ -1,0 +1,1 @@
+"""From a plan to changed states in a running forward."""

@@ -1,0 +1,1 @@
+"""Writing texts: batched, cached, steered, paired by seed."""

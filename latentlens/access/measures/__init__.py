@@ -1,0 +1,1 @@
+"""What methods and experiments ask of a model, as functions that they can be given."""

@@ -1,0 +1,1 @@
+"""SAEs: opened, checked against a model, used to encode texts, trained."""
