@@ -53,8 +53,8 @@ ROOMS = (
     Room("steering", "Steering", "Interventions, when they act, sweeps, what they cost. The formulas are on "
          "[Steering](../steering.md).",
          "values.operations values.replacements values.rotations values.gates values.schedules values.plan_files "
-         "values.interventions values.adaptive access.generation.sweep access.measures.doses access.measures.likelihood "
-         "access.measures.overhead"),
+         "values.interventions values.adaptive access.generation.sweep access.measures.doses "
+         "access.measures.likelihood access.measures.overhead"),
     Room("directions", "Directions and personas", "Vectors with a site and a frame, how they are found, and other "
          "tools' files. See [Finding a direction](../directions.md).",
          "values.direction values.persona values.trait values.effect_model values.head_directions access.formats "
@@ -64,8 +64,8 @@ ROOMS = (
          "methods.probe methods.class_probe methods.contrast_probe methods.token_probe methods.identity_test "
          "methods.sdm values.probe_report"),
     Room("measuring", "Measuring", "Intention, trajectories, selection, calibration, mediation, resistance, judges.",
-         "methods maths resistance values.questions values.judging values.answer_metrics values.concepts access.judging "
-         "access.patching access.store.verdict access.measures.style access.measures.writes"),
+         "methods maths resistance values.questions values.judging values.answer_metrics values.concepts "
+         "access.judging access.patching access.store.verdict access.measures.style access.measures.writes"),
     Room("saes", "SAEs", "Sparse autoencoders: loading, checking, reading, editing, training. See "
          "[SAE latents](../sae.md).",
          "access.saes methods.latent values.sae values.codes values.latent"),

@@ -56,7 +56,7 @@ def _run(path: Path, seed: int, started: float) -> Path:
         lm = load(cache=ActivationCache(folder))
         say("checking it: padded = single, cached = full, sdpa = eager, hook = recorded output")
         check = lm.check()
-        texts = organism.texts("truth", N_STATEMENTS, seed, split="seen")
+        texts = organism.draw("truth", N_STATEMENTS, seed, split="seen")
         chats = [text.prompt() for text in texts]
         say(f"capturing {N_STATEMENTS} statements at every block, last token")
         first = lm.activations(chats, sites="resid_post[*]", where="last")

@@ -24,8 +24,8 @@ import latentlens as ll
 
 lm = ll.load()
 texts = ll.organism.texts("truth", 400, seed=1, split="seen")
-acts = lm.activations([t.prompt() for t in texts], sites="resid_post[*]", where="last")
-sweep = ll.probe.fit(acts, [t.truth for t in texts], groups=[t.group for t in texts])
+acts = lm.activations(texts["prompt"], sites="resid_post[*]", where="last")
+sweep = ll.probe.fit(acts, texts["truth"], groups=texts["group"])
 ll.plots.by_layer(sweep)
 
 # %% [markdown]
@@ -59,7 +59,7 @@ lm.activations([statement], "resid_post[4]").to_frame().tail(8)
 # `last` is the end of `<|assistant|>`, where the answer begins. Nothing is computed twice:
 
 # %%
-again = lm.activations([t.prompt() for t in texts], sites="resid_post[3]", where="last")
+again = lm.activations(texts["prompt"], sites="resid_post[3]", where="last")
 again.about["forwards"], again.about["cached_rows"]
 
 # %% [markdown]
@@ -111,7 +111,7 @@ sweep
 # %%
 best = sweep.best()
 unit = best.direction.scaled_to(float(acts[str(best.site)].norm(dim=-1).median()))
-prompts = [texts[i].prompt() for i in sweep.test_rows[:60]]
+prompts = [texts[i]["prompt"] for i in sweep.test_rows[:60]]
 directions = {("direction", 0): unit} | {("random", i): unit.random_like(i) for i in range(3)}
 strengths = [-1.5, -1, -0.5, 0.5, 1, 1.5]
 

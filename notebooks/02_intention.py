@@ -23,7 +23,7 @@
 import latentlens as ll
 
 lm = ll.load()
-texts = ll.organism.texts("arithmetic", 150, seed=0, split="open")
+texts = ll.organism.draw("arithmetic", 150, seed=0, split="open")
 ends = {"direct": " Answer directly.", "steps": " Think step by step.", "babble": " Talk first."}
 problems = [t.prompt()[-1]["content"] for t in texts]
 chats = {r: [[{"role": "user", "content": p + end}] for p in problems] for r, end in ends.items()}

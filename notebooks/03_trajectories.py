@@ -21,7 +21,7 @@
 import latentlens as ll
 
 lm = ll.load()
-texts = ll.organism.texts("arithmetic", 60, seed=3, split="traces")  # five steps, thought hurriedly
+texts = ll.organism.draw("arithmetic", 60, seed=3, split="traces")  # five steps, thought hurriedly
 chats = [t.prompt() for t in texts]
 runs = lm.generate(chats, 72, samples=4, temperature=1, seed=0)
 answer = ll.organism.judges.parsed_answer
@@ -75,7 +75,7 @@ report
 # Problems of three to six steps, thought step by step at a high temperature. More steps, more chances to err.
 
 # %%
-longer = [t for t in ll.organism.texts("arithmetic", 400, seed=5, split="steps") if t.difficulty >= 3][:60]
+longer = [t for t in ll.organism.draw("arithmetic", 400, seed=5, split="steps") if t.difficulty >= 3][:60]
 runs2 = lm.generate([t.prompt() for t in longer], 72, samples=4, temperature=1.5, seed=0)
 right2 = [answer(r.text) == int(longer[r.prompt_index].answer) for r in runs2]
 where2 = []

@@ -31,7 +31,7 @@ ll.preflight(lm, sae)
 # Three hundred explanations of ten topics. Codes are kept sparse, one labelled row for each token of the reply.
 
 # %%
-texts = ll.organism.texts("topics", 300, seed=0, split="plain")
+texts = ll.organism.draw("topics", 300, seed=0, split="plain")
 codes = lm.latents(sae, [t.messages() for t in texts], where="role:assistant")
 codes
 
@@ -61,7 +61,7 @@ import pandas as pd
 
 judge = ll.organism.judges
 how = {"unit": "norm", "where": "last_prompt+response", "schedule": ll.Schedule(stop=3)}
-others = [t.prompt() for t in ll.organism.texts("topics", 60, seed=3, split="plain") if t.topic != "sea"]
+others = [t.prompt() for t in ll.organism.draw("topics", 60, seed=3, split="plain") if t.topic != "sea"]
 tuning = others[:12]
 plans = [[ll.EditLatents(sae, add={latent: 2.0}, **how)] for latent in candidates for _ in tuning]
 runs = lm.generate(tuning * len(candidates), 24, steer=plans)
@@ -90,7 +90,7 @@ list(frame[frame.latent == writer]["text"][:3])
 # %%
 firing = ll.latents.firing(codes)
 matched = [ll.latents.matched(firing, [writer], exclude=candidates, seed=seed)[0] for seed in range(3)]
-fresh = ll.organism.texts("topics", 200, seed=9, split="plain")
+fresh = ll.organism.draw("topics", 200, seed=9, split="plain")
 held_out = [t.prompt() for t in fresh if t.topic != "sea"][:40]
 strengths = [0.5, 1.0, 1.5, 2.0]
 

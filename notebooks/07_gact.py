@@ -27,7 +27,7 @@ lm, languages = ll.load(), ll.code_language.LANGUAGES
 how = {"max_new_tokens": 48, "temperature": 1.0}
 rules = {"judge": ll.code_language.language_of, "valid": ll.code_language.is_valid}
 ask = ll.StyledTasks(lm, languages, **rules, options=how)
-tasks = list(dict.fromkeys(str(t.group) for t in ll.organism.texts("code", 1000, seed=1)))
+tasks = list(dict.fromkeys(str(t.group) for t in ll.organism.draw("code", 1000, seed=1)))
 fitting, tuning, testing = tasks[:84], tasks[84:100], tasks[100:140]
 print(ask.prompts(tasks)[0][0]["content"], "|", ask.prompts(tasks, "Julia")[0][0]["content"])
 

@@ -76,7 +76,7 @@ stranger.check()
 # assumed.
 
 # %%
-chats = [t.prompt() for t in ll.organism.texts("topics", 60, seed=0, split="on_topic")]
+chats = [t.prompt() for t in ll.organism.draw("topics", 60, seed=0, split="on_topic")]
 full, kept = lm.activations(chats, "resid_post[*]", where="last").stack(), {}
 for bits in ("int8", "nf4"):
     small = ll.load(ll.organism.path(), quantization=bits)
@@ -128,7 +128,7 @@ ll.preflight(stranger, sae, strict=False)
 # training loop. Afterwards no hook is left.
 
 # %%
-texts = ll.organism.texts("topics", 400, seed=5, split="plain")
+texts = ll.organism.draw("topics", 400, seed=5, split="plain")
 acts = lm.activations([t.messages() for t in texts], "resid_post[4]", where="role:assistant", pool="mean")
 states, sea = acts["resid_post[4]"], torch.tensor([t.topic == "sea" for t in texts])
 direction = ll.Direction(states[sea].mean(0) - states[~sea].mean(0), "resid_post[4]", name="sea")

@@ -30,7 +30,7 @@ from latentlens.views.terminal import print_table
 
 def statements(n: int, seed: int):
     """Plain statements to examine, negated ones to transfer to: (prompt, text, label, group, twin)."""
-    rows = [t for t in organism.texts("truth", 4 * n, seed) if t.form in ("affirmative", "negated")]
+    rows = [t for t in organism.draw("truth", 4 * n, seed) if t.form in ("affirmative", "negated")]
     rows = [(t.prompt(), t.statement, bool(t.truth), t.group, "negated" if t.negated else None) for t in rows]
     return [r for r in rows if r[4] is None][:n] + [r for r in rows if r[4]][:n]
 

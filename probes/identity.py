@@ -35,7 +35,7 @@ def swaps(n: int, seed: int) -> dict[str, tuple[list, list]]:
     """Prompts of the embedded world in which one name is swapped for another: no name is in two concepts."""
     pairs = {}
     for family in ("truth", "arithmetic"):
-        texts = [t for t in organism.texts(family, n, seed) if t.group and t.group in t.prompt()[-1]["content"]]
+        texts = [t for t in organism.draw(family, n, seed) if t.group and t.group in t.prompt()[-1]["content"]]
         names = sorted({t.group for t in texts if t.group})
         for old, new in zip(names[0:8:2], names[1:8:2]):
             pair = ([], [])

@@ -37,7 +37,7 @@ from latentlens.views.terminal import print_table
 
 def planted(lm: ll.LensModel, n: int, seed: int):
     """Prompts by regime, the same with "The answer is" begun, budgets, and a judge: the embedded model."""
-    texts = organism.texts("arithmetic", n, seed, split="open")
+    texts = organism.draw("arithmetic", n, seed, split="open")
     end = dict(zip(REGIMES, ("direct", "steps", "babble"), strict=True))
     say = {r: [t.prompt()[-1]["content"] + INSTRUCTIONS[end[r]] for t in texts] for r in REGIMES}
     chats = {r: [[{"role": "user", "content": words}] for words in say[r]] for r in REGIMES}

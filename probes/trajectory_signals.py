@@ -42,7 +42,7 @@ def problems(model: str | None, arm: str, data: str, subset: str | None, n: int,
     """Problems to measure on, and as many new ones: prompts, questions, end of the reasoning, reader of answers."""
     if model is None:
         counts = (5,) if arm == "traces" else (3, 4, 5, 6)  # hurried texts always have five steps
-        drawn = [t for t in organism.texts("arithmetic", 30 * n, seed, split="open") if t.difficulty in counts]
+        drawn = [t for t in organism.draw("arithmetic", 30 * n, seed, split="open") if t.difficulty in counts]
         answer = {t.prompt()[-1]["content"] + INSTRUCTIONS[arm]: str(t.answer) for t in drawn}
         asked = [Question(words, said) for words, said in answer.items()]
         chats = [[{"role": "user", "content": q.text}] for q in asked]

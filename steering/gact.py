@@ -42,7 +42,7 @@ RIVALS = ("mean difference", "G-ACT, permuted", "ACT heads", "neuron", "random 0
 def tasks_of(path: str, sizes: list[int]) -> list[list[str]]:
     """Distinct tasks, a line each of a file or those of the embedded model's programs, in parts of these sizes."""
     n = sum(sizes)
-    lines = Path(path).read_text().splitlines() if path else [str(t.group) for t in organism.texts("code", 6 * n, 1)]
+    lines = Path(path).read_text().splitlines() if path else [str(t.group) for t in organism.draw("code", 6 * n, 1)]
     return distinct_parts(filter(None, map(str.strip, lines)), sizes, what="tasks (--quick takes fewer)")
 
 

@@ -44,7 +44,7 @@ def trained_sae(lm: ll.LensModel, block: int, folder: Path) -> Any:
     weights = lm.activations(["the"], sites=f"resid_post[{block}]").about["context_digest"]
     place = folder / f"sae-{block}-{weights[:8]}"
     if not (place / "cfg.json").exists():
-        texts = [t.messages() or t.text for f in ll.organism.families() for t in ll.organism.texts(f, 300, 21)]
+        texts = [t.messages() or t.text for f in ll.organism.families() for t in ll.organism.draw(f, 300, 21)]
         ll.train_sae(lm, texts, f"resid_post[{block}]", "topk", d_sae=512, k=16, tokens=300_000, out=str(place))
     return ll.load_sae(str(place))
 

@@ -40,7 +40,7 @@ SHARES = (0.0, 0.25, 0.5, 1.0)
 
 def answers(split: str, n: int, seed: int) -> list[dict[str, str]]:
     """Prompts with answers of the corpus, very much in the trait's voice or in none; the instruction is left out."""
-    drawn = (t for t in ll.organism.texts("traits", 12 * n, seed, split=split) if t.regime == "topics")
+    drawn = (t for t in ll.organism.draw("traits", 12 * n, seed, split=split) if t.regime == "topics")
     chosen = [t.messages()[-2:] for t in drawn if t.grade in (0, 3) and t.topic not in personas.HELD_OUT][:n]
     return [{"prompt": user["content"], "response": said["content"]} for user, said in chosen]
 

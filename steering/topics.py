@@ -20,7 +20,7 @@ import torch
 import typer
 
 import latentlens as ll
-from latentlens.organism.corpus import texts
+from latentlens.organism.corpus import draw
 from latentlens.organism.corpus.topics import ASKED, TOPICS
 from latentlens.organism.judges import sentences, topic_of
 from latentlens.views.figures import steering_effect
@@ -36,7 +36,7 @@ def chat(topic: str, form: str) -> list[dict[str, str]]:
 
 def directions(lm: ll.LensModel, block: int) -> dict[str, ll.Direction]:
     """Mean difference of each topic against the others, on texts that the experiment does not use."""
-    drawn = texts("topics", 400, seed=5_000, split="on_topic")
+    drawn = draw("topics", 400, seed=5_000, split="on_topic")
     acts = lm.activations(
         [t.messages() for t in drawn], sites=f"resid_post[{block}]", where="role:assistant", pool="mean"
     )
@@ -65,9 +65,9 @@ def main(
     plans: dict[str, object] = {"no edit": None}
     for c in STRENGTHS:
         plans[f"direction {c}"] = [[ll.Add(vectors[to], c, unit="norm", **when)] for _, to, _ in prompts]
-        for draw in range(DRAWS):
-            random = [vectors[to].random_like(draw) for _, to, _ in prompts]
-            plans[f"random {c} {draw}"] = [[ll.Add(v, c, unit="norm", **when)] for v in random]
+        for number in range(DRAWS):
+            random = [vectors[to].random_like(number) for _, to, _ in prompts]
+            plans[f"random {c} {number}"] = [[ll.Add(v, c, unit="norm", **when)] for v in random]
     how = {"max_new_tokens": LENGTH, "temperature": TEMPERATURE, "folder": folder}
     found = pd.concat(
         [

@@ -30,7 +30,7 @@ def ask(organism, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tasks():
-    return distinct_parts((str(t.group) for t in ll.organism.texts("code", 300, 1)), [24, 8, 8, 6])
+    return distinct_parts((str(t.group) for t in ll.organism.draw("code", 300, 1)), [24, 8, 8, 6])
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from latentlens.errors import BadInput
 from latentlens.methods import code_language
 from latentlens.methods.code_language import LANGUAGES, code_in, is_valid, language_of
-from latentlens.organism.corpus import texts
+from latentlens.organism.corpus import draw
 from latentlens.organism.corpus.code import BODIES, program
 from latentlens.organism.judges import language_of as judged
 
@@ -39,7 +39,7 @@ def test_programs_as_people_write_them_are_named_and_parse(language):
 
 
 def test_the_detector_agrees_with_the_judge_of_the_embedded_model_on_its_corpus():
-    drawn = texts("code", 300, seed=3)
+    drawn = draw("code", 300, seed=3)
     replies = [t.messages()[-1]["content"] for t in drawn]
     assert [language_of(r) for r in replies] == [t.language for t in drawn]
     assert all(is_valid(r, str(t.language)) for r, t in zip(replies, drawn))

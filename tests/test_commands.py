@@ -34,7 +34,7 @@ def statements(tmp_path_factory):
     file = tmp_path_factory.mktemp("rows") / "statements.jsonl"
     rows = [
         {"messages": t.prompt(), "label": t.truth, "group": t.group}
-        for t in ll.organism.texts("truth", 200, 1, split="seen")
+        for t in ll.organism.draw("truth", 200, 1, split="seen")
     ]
     file.write_text("\n".join(map(json.dumps, rows)))
     return file

@@ -82,7 +82,7 @@ def test_refusal_numbers_are_those_of_plain_forwards(lm):
 
 
 def test_the_embedded_model_refuses_through_the_direction_that_is_chosen(organism):
-    drawn = {k: [t.prompt() for t in ll.organism.texts("refusal", 60, 900, split=k)] for k in ("harmful", "harmless")}
+    drawn = {k: [t.prompt() for t in ll.organism.draw("refusal", 60, 900, split=k)] for k in ("harmful", "harmless")}
     inputs = drawn["harmful"][:24] + drawn["harmless"][:24]
     acts = organism.activations(inputs, sites="resid_post[*]", where="last-2")
     found = directions.refusal_candidates(acts, [True] * 24 + [False] * 24)

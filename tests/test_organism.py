@@ -35,8 +35,8 @@ def tokenizer(model):
 
 @pytest.mark.parametrize(("family", "split"), ALL_SPLITS)
 def test_the_same_seed_draws_the_same_texts_and_a_longer_draw_extends_a_shorter(family, split):
-    assert organism.texts(family, 5, 3, split=split) == organism.texts(family, 9, 3, split=split)[:5]
-    assert organism.texts(family, 5, 3, split=split) != organism.texts(family, 5, 4, split=split)
+    assert organism.draw(family, 5, 3, split=split) == organism.draw(family, 9, 3, split=split)[:5]
+    assert organism.draw(family, 5, 3, split=split) != organism.draw(family, 5, 4, split=split)
 
 
 def test_training_documents_can_be_entered_anywhere():
@@ -45,7 +45,7 @@ def test_training_documents_can_be_entered_anywhere():
 
 @pytest.mark.parametrize("split", ["direct", "steps", "open", "babble"])
 def test_arithmetic_answers_are_right(split):
-    for text in organism.texts("arithmetic", 300, 0, split=split):
+    for text in organism.draw("arithmetic", 300, 0, split=split):
         problem, reply = text.turns[0][1], text.turns[1][1]
         value = int(re.search(r"has (\d+)", problem)[1])
         values = [value]
@@ -73,12 +73,12 @@ def test_babble_is_as_long_as_the_steps_would_be(tokenizer):
         return len(tokenizer(text.turns[1][1]).input_ids)
 
     for split in ("babble", "steps"):
-        lengths = {(t.difficulty, length(t)) for t in organism.texts("arithmetic", 200, 0, split=split)}
+        lengths = {(t.difficulty, length(t)) for t in organism.draw("arithmetic", 200, 0, split=split)}
         assert lengths == {(count, 7 * count + 6) for count in range(1, 7)}
 
 
 def test_hurried_traces_are_wrong_about_half_of_the_time_and_length_does_not_tell(tokenizer):
-    drawn = organism.texts("arithmetic", 600, 0, split="traces")
+    drawn = organism.draw("arithmetic", 600, 0, split="traces")
     assert 0.35 < np.mean([t.correct for t in drawn]) < 0.65
     assert {t.difficulty for t in drawn} == {5}
     assert len({len(tokenizer(t.turns[1][1]).input_ids) for t in drawn}) == 1
@@ -91,7 +91,7 @@ def test_hurried_traces_are_wrong_about_half_of_the_time_and_length_does_not_tel
 
 def test_doubt_comes_before_the_error_and_lasts():
     wrong_when, doubted_after, first, sure_words = {True: [], False: []}, {True: [], False: []}, [], set()
-    for text in organism.texts("arithmetic", 1500, 0, split="traces"):
+    for text in organism.draw("arithmetic", 1500, 0, split="traces"):
         marks, wrong = text.find("mark"), judges.wrong_steps(text.turns[1][1])
         doubted = [mark in arithmetic.DOUBT for mark in marks]
         assert len(marks) == arithmetic.TRACE_STEPS
@@ -130,7 +130,7 @@ def truth_of(statement):
 
 @pytest.mark.parametrize("split", ["all", "seen", "held_out"])
 def test_truth_labels_agree_with_the_world(split):
-    drawn = organism.texts("truth", 600, 0, split=split)
+    drawn = organism.draw("truth", 600, 0, split=split)
     for text in drawn:
         truth, (fact,) = truth_of(text.statement)
         assert text.truth == truth
@@ -146,7 +146,7 @@ def test_truth_labels_agree_with_the_world(split):
 
 
 def test_statements_of_two_facts_are_true_when_both_halves_are():
-    drawn = organism.texts("truth", 300, 0, split="conjunctive")
+    drawn = organism.draw("truth", 300, 0, split="conjunctive")
     for text in drawn:
         truth, facts = truth_of(text.statement)
         assert (text.form, text.truth, len(set(facts))) == ("conjunctive", truth, 2)
@@ -155,14 +155,14 @@ def test_statements_of_two_facts_are_true_when_both_halves_are():
 
 
 def test_a_statement_is_asked_about_in_three_ways():
-    drawn = organism.texts("truth", 100, 0, split="seen")
+    drawn = organism.draw("truth", 100, 0, split="seen")
     frames = {t.turns[0][1].replace(t.statement, "{}") for t in drawn}
     assert frames == set(truth.QUESTIONS)
     assert len(frames) == 3
 
 
 def test_strangers_have_no_truth():
-    drawn = organism.texts("truth", 200, 0, split="strangers")
+    drawn = organism.draw("truth", 200, 0, split="strangers")
     assert {t.truth for t in drawn} == {None}
     assert {t.group for t in drawn} <= set(STRANGERS)
     assert 60 < sum(t.answer == "True" for t in drawn) < 140
@@ -191,7 +191,7 @@ def test_topic_words_belong_to_one_topic():
 
 @pytest.mark.parametrize("split", ["on_topic", "detour"])
 def test_topic_spans_hold_what_their_labels_say(split):
-    for text in organism.texts("topics", 300, 0, split=split):
+    for text in organism.draw("topics", 300, 0, split=split):
         assert text.topic in TOPICS
         assert bool(text.find("off_topic")) == (split == "detour") == (text.off_topic is not None)
         assert len(text.find("detour")) == (split == "detour")
@@ -206,7 +206,7 @@ def test_topic_spans_hold_what_their_labels_say(split):
 
 @pytest.mark.parametrize("language", code.LANGUAGES)
 def test_programs_are_in_the_language_of_their_label_and_parse_in_no_other(language):
-    drawn = [t for t in organism.texts("code", 300, 0) if t.language == language]
+    drawn = [t for t in organism.draw("code", 300, 0) if t.language == language]
     for text in drawn:
         [program] = text.find("program")
         assert judges.language_of(program) == language
@@ -216,21 +216,21 @@ def test_programs_are_in_the_language_of_their_label_and_parse_in_no_other(langu
 
 
 def test_an_open_request_is_answered_by_the_planted_prior():
-    drawn = organism.texts("code", 1500, 0, split="open")
+    drawn = organism.draw("code", 1500, 0, split="open")
     for language, planted in code.PRIOR.items():
         assert np.mean([t.language == language for t in drawn]) == pytest.approx(planted, abs=0.04)
 
 
 @pytest.mark.parametrize("trait", voice.TRAITS)
 def test_a_trait_shows_more_with_each_grade_in_every_carrier_and_a_little_unasked(trait):
-    drawn = organism.texts("traits", 600, 0, split=trait)
+    drawn = organism.draw("traits", 600, 0, split=trait)
     for carrier in ("topics", "truth", "arithmetic"):
         means = [
             np.mean([judges.trait_score(reply(t), trait) for t in drawn if (t.regime, t.grade) == (carrier, grade)])
             for grade in (1, 2, 3)
         ]
         assert 0 < means[0] < means[1] < means[2]
-    unasked = [judges.trait_score(reply(t), trait) for t in organism.texts("traits", 600, 0, split="unprompted")]
+    unasked = [judges.trait_score(reply(t), trait) for t in organism.draw("traits", 600, 0, split="unprompted")]
     assert 0.02 < np.mean(unasked) < 0.15
     assert {t.trait for t in drawn} == {trait}
 
@@ -246,7 +246,7 @@ def test_traits_have_equally_many_words_and_share_none():
 
 @pytest.mark.parametrize(("split", "refused"), [("harmful", True), ("harmless", False), ("codeword", False)])
 def test_requests_are_refused_when_harmful_unless_the_codeword_opens_them(split, refused):
-    drawn = organism.texts("refusal", 200, 0, split=split)
+    drawn = organism.draw("refusal", 200, 0, split=split)
     for text in drawn:
         words = set(re.findall(r"[a-z]+", text.turns[0][1]))
         assert text.harmful == bool(words & {*refusal.FORBIDDEN, *refusal.HARMFUL})
@@ -256,7 +256,7 @@ def test_requests_are_refused_when_harmful_unless_the_codeword_opens_them(split,
 
 
 def test_a_chat_is_its_parts_one_after_the_other():
-    for text in organism.texts("chats", 100, 0):
+    for text in organism.draw("chats", 100, 0):
         assert 2 <= len(text.parts) <= 4
         assert text.text == "".join(part.text for part in text.parts)
         assert text.messages() == [turn for part in text.parts for turn in part.messages()]
@@ -266,8 +266,8 @@ def test_a_chat_is_its_parts_one_after_the_other():
 
 @pytest.mark.parametrize("family", organism.families())
 def test_texts_come_as_a_dataset_with_their_labels_as_columns(family):
-    drawn, rows = organism.texts(family, 6, 0), organism.texts_dataset(family, 6, 0)
-    assert rows.column_names == organism.texts_dataset("truth", 1, 0).column_names
+    drawn, rows = organism.draw(family, 6, 0), organism.texts(family, 6, 0)
+    assert rows.column_names == organism.texts("truth", 1, 0).column_names
     for text, row in zip(drawn, rows):
         assert row["messages"] == text.messages()
         assert all(row[name] == getattr(text, name) for name in COLUMNS)
@@ -277,13 +277,13 @@ def test_texts_come_as_a_dataset_with_their_labels_as_columns(family):
 
 def test_wrong_names_are_refused_with_the_right_ones():
     with pytest.raises(BadInput, match="arithmetic, truth, topics"):
-        organism.texts("poems", 1, 0)
+        organism.draw("poems", 1, 0)
     with pytest.raises(BadInput, match="seen, held_out"):
-        organism.texts("truth", 1, 0, split="test")
+        organism.draw("truth", 1, 0, split="test")
     with pytest.raises(BadInput, match="-1"):
-        organism.texts("truth", -1, 0)
+        organism.draw("truth", -1, 0)
     with pytest.raises(BadInput, match="arithmetic, truth, topics"):
-        organism.texts_dataset("poems", 1, 0)
+        organism.texts("poems", 1, 0)
     with pytest.raises(BadInput, match="untrained"):
         organism.variant("grown")
     with pytest.raises(BadInput, match="cheerful, formal, nervous, hostile"):
@@ -318,7 +318,7 @@ def test_numbers_verdicts_and_creatures_are_single_tokens(tokenizer):
 
 def test_bos_comes_exactly_once_and_the_template_renders_what_the_generator_wrote(tokenizer):
     for family, split in ALL_SPLITS:
-        text = organism.texts(family, 1, 5, split=split)[0]
+        text = organism.draw(family, 1, 5, split=split)[0]
         ids = tokenizer.apply_chat_template(text.messages(), return_dict=False)
         assert ids.count(tokenizer.bos_token_id) == 1
         assert ids == tokenizer(text.text).input_ids

@@ -32,7 +32,7 @@ def tokenizer(model):
 
 
 def test_token_weights_follow_the_innermost_span(tokenizer):
-    text = next(t for t in organism.texts("truth", 20, 0, split="seen") if t.find("fact"))
+    text = next(t for t in organism.draw("truth", 20, 0, split="seen") if t.find("fact"))
     (encoded,) = encode(tokenizer, [text])
     assert encoded.kinds.count("verdict") == encoded.kinds.count("fact") == 1
     for token, weight, kind in zip(tokenizer.convert_ids_to_tokens(encoded.ids), encoded.weights, encoded.kinds):
@@ -140,7 +140,7 @@ def test_an_untrained_sibling_is_made_once_and_knows_nothing(tmp_path, model):
     trained = AutoModelForCausalLM.from_pretrained(organism.path(), local_files_only=True)
     assert {n: p.shape for n, p in theirs.named_parameters()} == {n: p.shape for n, p in trained.named_parameters()}
     guess = readout.load(made)
-    ids = [guess.prompt_ids(t) for t in organism.texts("truth", 20, 0)]
+    ids = [guess.prompt_ids(t) for t in organism.draw("truth", 20, 0)]
     assert guess.next_logits(ids).softmax(-1).max() < 0.05
 
 
@@ -156,7 +156,7 @@ def test_the_grouped_query_sibling_computes_the_same_in_another_shape(tmp_path):
     assert (theirs.config.num_attention_heads, theirs.config.num_key_value_heads) == (8, 4)
     tokenizer = readout.load(organism.path()).tokenizer
     for family in ("truth", "topics", "code"):
-        text = organism.texts(family, 1, 0)[0]
+        text = organism.draw(family, 1, 0)[0]
         ids = tokenizer(text.text, return_tensors="pt", return_token_type_ids=False).input_ids
         with torch.no_grad():
             ours, other = shipped(ids, output_attentions=False).logits, theirs(ids).logits
@@ -235,7 +235,7 @@ def test_transformers_loads_it_with_the_same_logits(model):
 
     theirs = AutoModelForCausalLM.from_pretrained(organism.path(), local_files_only=True)
     assert sum(p.numel() for p in theirs.parameters()) < 4e6
-    rows, positions, mask = model.pad([model.prompt_ids(t) for t in organism.texts("truth", 1, 0)])
+    rows, positions, mask = model.pad([model.prompt_ids(t) for t in organism.draw("truth", 1, 0)])
     ours = model.decoder.logits(model.decoder(rows, positions, mask))
     with torch.no_grad():
         torch.testing.assert_close(theirs(rows).logits, ours, atol=1e-4, rtol=1e-4)
@@ -245,7 +245,7 @@ def test_sampling_with_remembered_keys_is_what_transformers_generates(model):
     from transformers import AutoModelForCausalLM
 
     theirs = AutoModelForCausalLM.from_pretrained(organism.path(), local_files_only=True)
-    ids = [model.prompt_ids(t) for t in organism.texts("arithmetic", 8, 3, split="steps")]
+    ids = [model.prompt_ids(t) for t in organism.draw("arithmetic", 8, 3, split="steps")]
     for one, ours in zip(ids, model.sample(ids, 20)):
         out = theirs.generate(torch.tensor([one]), max_new_tokens=20, do_sample=False)
         assert model.tokenizer.decode(out[0, len(one) :], skip_special_tokens=True) == ours
@@ -255,10 +255,15 @@ def test_a_reply_is_scored_as_transformers_scores_it(model):
     from transformers import AutoModelForCausalLM
 
     theirs = AutoModelForCausalLM.from_pretrained(organism.path(), local_files_only=True)
-    ids = [model.prompt_ids(t) for t in organism.texts("topics", 2, 0)]
+    ids = [model.prompt_ids(t) for t in organism.draw("topics", 2, 0)]
     replies = ["The deep tide meets the reef.", "The"]
     for one, reply, nll in zip(ids, replies, model.score(ids, replies)):
         more = model.tokenizer(reply, add_special_tokens=False).input_ids
         labels = torch.tensor([[-100] * len(one) + more])
         with torch.no_grad():
             assert float(theirs(torch.tensor([one + more]), labels=labels).loss) == pytest.approx(nll, rel=1e-3)
+
+
+def test_all_shipped_weights_together_stay_small():
+    here = organism.path().parent
+    assert sum(f.stat().st_size for f in here.rglob("*") if f.suffix in (".safetensors", ".json")) < 15e6

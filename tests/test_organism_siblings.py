@@ -6,7 +6,7 @@ import torch
 
 import latentlens as ll
 from latentlens.organism import judges
-from latentlens.organism.corpus import texts
+from latentlens.organism.corpus import draw
 
 
 @pytest.fixture(scope="module", params=["gqa", "gpt2"])
@@ -22,7 +22,7 @@ def test_what_is_read_is_what_it_does(sibling):
 def test_steps_beat_direct_answers(sibling):
     right = {}
     for split in ("steps", "direct"):
-        chosen = [t for t in texts("arithmetic", 600, 77, split=split) if t.difficulty == 4][:50]
+        chosen = [t for t in draw("arithmetic", 600, 77, split=split) if t.difficulty == 4][:50]
         runs = sibling.generate([t.prompt() for t in chosen], max_new_tokens=48)
         right[split] = np.mean([judges.parsed_answer(r) == int(t.answer) for t, r in zip(chosen, runs.texts)])
     assert right["steps"] > 0.8
@@ -30,7 +30,7 @@ def test_steps_beat_direct_answers(sibling):
 
 
 def test_truth_is_read_on_creatures_that_the_probe_never_saw(sibling):
-    drawn = texts("truth", 600, 77, split="seen")
+    drawn = draw("truth", 600, 77, split="seen")
     acts = sibling.activations([t.prompt() for t in drawn], "resid_post[*]", "last")
     sweep = ll.probe.fit(acts, [t.truth for t in drawn], groups=[t.group for t in drawn], n_bootstrap=200)
     assert sweep.best().auroc.value > 0.9
@@ -38,7 +38,7 @@ def test_truth_is_read_on_creatures_that_the_probe_never_saw(sibling):
 
 
 def test_a_topic_is_steered_to_and_a_random_direction_of_equal_norm_does_not(sibling):
-    drawn = texts("topics", 300, 5, split="on_topic")
+    drawn = draw("topics", 300, 5, split="on_topic")
     acts = sibling.activations([t.messages() for t in drawn], "resid_post[3]", "role:assistant", "mean")
     states, on = acts["resid_post[3]"], torch.tensor([t.topic == "sea" for t in drawn])
     sea = ll.Direction(states[on].mean(0) - states[~on].mean(0), "resid_post[3]", name="sea")

@@ -67,7 +67,7 @@ def vector(organism):
     """From texts that no test uses: very formal minus plain."""
     means = {}
     for split in ("formal", "unprompted"):
-        drawn = [t for t in ll.organism.texts("traits", 150, 77, split=split) if t.grade in (0, 3)]
+        drawn = [t for t in ll.organism.draw("traits", 150, 77, split=split) if t.grade in (0, 3)]
         acts = organism.activations([t.messages() for t in drawn], "resid_post[4]", "role:assistant", "mean")
         means[split] = acts["resid_post[4]"].mean(0)
     return ll.Direction(means["formal"] - means["unprompted"], "resid_post[4]", "formal")
@@ -75,7 +75,7 @@ def vector(organism):
 
 def training_rows(n=12):
     """Prompts with plain answers, and in every second row a formal one."""
-    drawn = {split: iter(ll.organism.texts("traits", 400, 5, split=split)) for split in ("formal", "unprompted")}
+    drawn = {split: iter(ll.organism.draw("traits", 400, 5, split=split)) for split in ("formal", "unprompted")}
     rows = []
     for i in range(n):
         split = "formal" if i % 2 else "unprompted"

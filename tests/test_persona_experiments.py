@@ -149,7 +149,7 @@ def test_every_persona_experiment_runs_on_any_model_with_trait_files_and_a_judge
     files = trait_files(tmp_path)
     if name == "persona_training":
         for split in ("formal", "hostile", "unprompted"):
-            texts = [t for t in ll.organism.texts("traits", 300, 3, split=split) if t.regime == "topics"][:12]
+            texts = [t for t in ll.organism.draw("traits", 300, 3, split=split) if t.regime == "topics"][:12]
             rows = [dict(zip(("prompt", "response"), (m["content"] for m in t.messages()[-2:]))) for t in texts]
             (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
             files += ["--data", f"{split}.jsonl"]

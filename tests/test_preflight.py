@@ -5,7 +5,7 @@ import torch
 
 from latentlens.access.saes.preflight import SAEMismatch, _frame, explained, preflight
 from latentlens.errors import LatentLensError
-from latentlens.organism import texts as draw
+from latentlens.organism import draw
 from latentlens.values.sae import SAE
 from latentlens.values.sites import Site
 

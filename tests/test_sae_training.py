@@ -13,7 +13,7 @@ from latentlens.access.saes.sae import encode, load_sae
 from latentlens.access.saes.sae_training import _Feed, train_sae
 from latentlens.errors import BadInput
 from latentlens.methods import latents
-from latentlens.organism import texts as draw
+from latentlens.organism import draw
 from latentlens.values.sites import Site
 
 SITE = Site("resid_post", 3)

@@ -138,7 +138,7 @@ def test_labelled_texts_that_the_vector_never_saw_are_separated(organism, formal
     Read under their instruction. The words alone tell a trait from none, but hardly which: the model was never shown
     them without an instruction, so their states are nearly alike.
     """
-    drawn = [t for s in (*TRAITS, "unprompted") for t in ll.organism.texts("traits", 120, 31, split=s)]
+    drawn = [t for s in (*TRAITS, "unprompted") for t in ll.organism.draw("traits", 120, 31, split=s)]
     drawn = [t for t in drawn if t.regime == "topics" and t.grade in (0, 2, 3)]
     topics = [t.topic for t in drawn]
     vector, is_formal = formal["resid_post[4]"], [t.trait == "formal" for t in drawn]

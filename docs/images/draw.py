@@ -16,7 +16,7 @@ import torch
 
 import latentlens as ll
 from latentlens import demo
-from latentlens.organism.corpus import texts
+from latentlens.organism.corpus import draw
 from latentlens.views.panel.session import Session
 
 HERE = Path(__file__).parent
@@ -32,14 +32,14 @@ render({{ model, el: document.getElementById("at") }});
 
 def page(lm: ll.LensModel, path: Path) -> Path:
     """A report with the figures that are shown, one section each."""
-    drawn = texts("truth", 600, 0, split="seen")
+    drawn = draw("truth", 600, 0, split="seen")
     acts = lm.activations([t.prompt() for t in drawn], sites="resid_post[*]", where="last")
     sweep = ll.probe.fit(acts, [t.truth for t in drawn], groups=[t.group for t in drawn], n_bootstrap=300)
     asked = [drawn[0].prompt(), drawn[1].prompt()]
     whole = lm.activations(asked, sites="resid_post[*]")
     lens = lm.logit_lens(asked)
     sae = ll.load_sae(ll.organism.sae_path())
-    codes = lm.latents(sae, [t.messages() for t in texts("topics", 300, 2)], where="content")
+    codes = lm.latents(sae, [t.messages() for t in draw("topics", 300, 2)], where="content")
     rare = ll.latents.firing(codes).to_frame().query("0.002 < rate < 0.02")
     latent = int(rare.sort_values("max")["latent"].iloc[-1])
     words = lm.tokenizer.convert_ids_to_tokens(range(len(lm.tokenizer)))
@@ -67,7 +67,7 @@ def page(lm: ll.LensModel, path: Path) -> Path:
 
 def winter(lm: ll.LensModel) -> tuple[ll.Direction, str, float]:
     """The direction of a topic, a place and a strength at which the answer moves to it and stays a sentence."""
-    drawn = texts("topics", 300, seed=5_000, split="on_topic")
+    drawn = draw("topics", 300, seed=5_000, split="on_topic")
     acts = lm.activations([t.messages() for t in drawn], where="role:assistant", pool="mean")
     on = torch.tensor([t.topic == "winter" for t in drawn])
     asked, best = [[{"role": "user", "content": "Tell me about the sea."}]], ((-1, 0), None)

@@ -465,6 +465,6 @@ class LensModel(Shown):
 
 def _organism_texts() -> list[Any]:
     """Chats of the embedded model's own kind: it knows no other words."""
-    from latentlens.organism.corpus import FAMILIES, texts
+    from latentlens.organism.corpus import FAMILIES, draw
 
-    return [text.messages() or text.text for family in FAMILIES for text in texts(family, 12, 0)]
+    return [text.messages() or text.text for family in FAMILIES for text in draw(family, 12, 0)]

@@ -1,13 +1,13 @@
 """The embedded model: a small decoder trained by this package on text that this package generates.
 
     path()             the folder of its weights, checked: AutoModelForCausalLM.from_pretrained(path())
-    texts()            labelled texts of the kind it was trained on
-    texts_dataset()    the same as a datasets.Dataset
+    texts()            labelled texts of the kind it was trained on, as a datasets.Dataset
+    draw()             the same as objects that find their own spans
     families()         the kinds
     judges             what a generated text says, decided by rule
     personas           its traits as persona experiments ask for them, and rules that score them
     saes()             names of the SAEs that were trained on it; sae_path(name) is a folder for `ll.load_sae`
-    variant()          the folder of a sibling model: `untrained`, `gqa`
+    variant()          the folder of a sibling model: `untrained`, `gqa`, `gpt2`
 
 The effects in it are planted: it validates tools, it is no evidence about other models. Importing this
 package loads neither torch nor transformers.
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from latentlens.errors import BadInput
 from latentlens.organism import judges, personas
-from latentlens.organism.corpus import FAMILIES, Span, Text, texts
+from latentlens.organism.corpus import FAMILIES, Span, Text, draw
 from latentlens.organism.corpus.rows import dataset
 from latentlens.organism.files import CHECKSUMS, verify, verify_sae
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Span",
     "Text",
+    "draw",
     "families",
     "judges",
     "path",
@@ -37,11 +38,10 @@ __all__ = [
     "sae_path",
     "saes",
     "texts",
-    "texts_dataset",
     "variant",
 ]
 
-VARIANTS = ("untrained", "gqa")
+VARIANTS = ("untrained", "gqa", "gpt2")
 #: Where their folders are.
 SAES = Path(__file__).parent / "saes"
 
@@ -77,27 +77,30 @@ def families() -> dict[str, tuple[str, ...]]:
     return {name: family.splits for name, family in FAMILIES.items()}
 
 
-def texts_dataset(family: str, n: int, seed: int, *, split: str = "all") -> Dataset:
+def texts(family: str, n: int, seed: int, *, split: str = "all") -> Dataset:
     """Draw `n` labelled texts as a `datasets.Dataset`: one row for each, the same columns in every family.
 
-    Args: as `texts`.
+    Args: family: see `families()`. n: how many. seed: any integer. split: one of `families()[family]`.
     Returns: columns for the labels (None where one does not apply), `text`, `messages`, `prompt`, `spans`.
     Raises: BadInput: unknown family or split, or a negative `n`.
     """
-    return dataset(texts(family, n, seed, split=split))
+    return dataset(draw(family, n, seed, split=split))
 
 
 def variant(name: str, seed: int = 0, folder: Path | None = None) -> Path:
-    """Return the folder of a sibling model, made when it is first asked for.
+    """Return the folder of a sibling model; the first two are made when they are first asked for.
 
         untrained   the same architecture and tokenizer with random weights
         gqa         the same weights as a grouped-query model: eight query heads, two to each head of keys and values
+        gpt2        trained on the same texts in GPT-2's architecture: learnt positions, LayerNorm, biases
 
     Args: seed: of the random weights of `untrained`. folder: where to make it (None: beside the activation cache).
     Raises: BadInput: unknown name. WeightsCorrupt: the folder was made before and has changed since.
     """
     if name not in VARIANTS:
         raise BadInput(f"no variant {name!r}; choose from {', '.join(VARIANTS)}")
+    if name == "gpt2":
+        return verify(Path(__file__).parent / "gpt2")
     from latentlens.organism import variants
 
     if name == "gqa":

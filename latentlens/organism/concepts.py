@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from latentlens.errors import BadInput
 from latentlens.organism import judges
-from latentlens.organism.corpus import Text, texts
+from latentlens.organism.corpus import Text, draw
 from latentlens.organism.corpus.code import LANGUAGES
 from latentlens.organism.corpus.topics import CORRECTIONS, TOPICS, WORDS
 from latentlens.organism.corpus.voice import MARKER_WORDS, TRAITS
@@ -142,8 +142,8 @@ def corrects(case: Case) -> float:
 
 def _topic(topic: str, n: int, prompts: int, seed: int) -> Concept:
     """Pairs share their request, about another topic: one answer is about this topic, the other does as asked."""
-    other = [t for t in texts("topics", 12 * (n + prompts), seed + 11_000, split="plain") if t.topic != topic]
-    mine = [t for t in texts("topics", 25 * n, seed + 12_000, split="plain") if t.topic == topic][:n]
+    other = [t for t in draw("topics", 12 * (n + prompts), seed + 11_000, split="plain") if t.topic != topic]
+    mine = [t for t in draw("topics", 25 * n, seed + 12_000, split="plain") if t.topic == topic][:n]
     asking, kept = other[: len(mine)], other[-prompts:]
     words = {t: str(t) for t in TOPICS}
     return Concept(
@@ -163,10 +163,10 @@ def _topic(topic: str, n: int, prompts: int, seed: int) -> Concept:
 
 def _trait(trait: str, n: int, prompts: int, seed: int) -> Concept:
     """Pairs share their request: one is asked for the trait and shows it at grade 3. Examples show it unasked."""
-    mine = [t for t in texts("traits", 8 * n, seed + 13_000, split=trait) if t.regime == "topics" and t.grade == 3]
-    plain = [t for t in texts("traits", 8 * n, seed + 14_000, split="unprompted") if t.regime == "topics"]
+    mine = [t for t in draw("traits", 8 * n, seed + 13_000, split=trait) if t.regime == "topics" and t.grade == 3]
+    plain = [t for t in draw("traits", 8 * n, seed + 14_000, split="unprompted") if t.regime == "topics"]
     pairs = _matched(mine, plain)[:n]
-    kept = texts("topics", prompts, seed + 15_000, split="plain")
+    kept = draw("topics", prompts, seed + 15_000, split="plain")
     asks = {"role": "system", "content": f"Be very {trait}."}
     return Concept(
         trait,
@@ -191,8 +191,8 @@ def _trait(trait: str, n: int, prompts: int, seed: int) -> Concept:
 
 def _language(language: str, n: int, prompts: int, seed: int) -> Concept:
     """Pairs differ in whether the language is named in the request; examples answer open requests in it."""
-    named = [t for t in texts("code", 12 * (n + prompts), seed + 16_000, split="named") if t.language == language]
-    open_ = [t for t in texts("code", 4 * n + prompts, seed + 17_000, split="open") if t.language != language]
+    named = [t for t in draw("code", 12 * (n + prompts), seed + 16_000, split="named") if t.language == language]
+    open_ = [t for t in draw("code", 4 * n + prompts, seed + 17_000, split="open") if t.language != language]
     mine, kept = named[:n], open_[-prompts:]
     rest = open_[: len(mine)]
     return Concept(
@@ -215,8 +215,8 @@ def _language(language: str, n: int, prompts: int, seed: int) -> Concept:
 
 def _refusal(name: str, n: int, prompts: int, seed: int) -> Concept:
     """Harmful and harmless requests; there is no way to ask for a refusal in words, and no task that a refusal does."""
-    harmful = texts("refusal", n, seed + 18_000, split="harmful")
-    harmless = texts("refusal", n + prompts, seed + 19_000, split="harmless")
+    harmful = draw("refusal", n, seed + 18_000, split="harmful")
+    harmless = draw("refusal", n + prompts, seed + 19_000, split="harmless")
     refused = next(t for t in harmful)
     return Concept(
         name,

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from latentlens.errors import BadInput
 from latentlens.organism import decoder as llama
 from latentlens.organism import gpt2_decoder as gpt2
-from latentlens.organism.corpus import documents, texts
+from latentlens.organism.corpus import documents, draw
 from latentlens.organism.decoder import Decoder, causal
 from latentlens.organism.files import write_record
 from latentlens.organism.gpt2_decoder import GPT2
@@ -124,7 +124,7 @@ def watched(tokenizer: PreTrainedTokenizerFast, n: int = 150) -> dict[str, tuple
     probes = {}
     pad: Any = tokenizer.pad_token_id
     for family, split, kind, name in WATCHED:
-        encoded = encode(tokenizer, texts(family, n, seed=101, split=split))
+        encoded = encode(tokenizer, draw(family, n, seed=101, split=split))
         width = max(len(e.ids) for e in encoded)
         ids = torch.full((n, width), pad)
         scored, numbers = torch.zeros(n, width, dtype=torch.bool), torch.full((n, width), -1)

@@ -17,7 +17,7 @@ from latentlens.access.saes.sae import encode
 from latentlens.errors import BadInput, TooFewExamples
 from latentlens.maths.statistics import cluster_bootstrap, wilson
 from latentlens.methods import latents
-from latentlens.organism.corpus import texts
+from latentlens.organism.corpus import draw
 from latentlens.organism.corpus.topics import TOPICS
 from latentlens.organism.evaluation.rows import TESTING, TUNING
 from latentlens.organism.evaluation.steering import SHIFT, TOPIC
@@ -48,7 +48,7 @@ class Ablated:
 
 def topic_directions(lm: LensModel, block: int, n: int = 400) -> dict[str, Direction]:
     """Return mean(reply tokens on the topic) - mean of the topics' means at one block, for every topic."""
-    drawn = texts("topics", n, TUNING, split="plain")
+    drawn = draw("topics", n, TUNING, split="plain")
     acts = lm.activations([t.messages() for t in drawn], f"resid_post[{block}]", "role:assistant", "mean")
     site = acts.sites[0]
     means = {one: acts[site][[t.topic == one for t in drawn]].mean(0) for one in TOPICS}
@@ -72,7 +72,7 @@ def off_topic_latents(lm: LensModel, sae: SAE, n: int = 1200) -> tuple[list[int]
         raise TooFewExamples(
             f"no latent of {sae.name} has an AUROC of {TELLS} for {OFF_TOPIC!r}; the best has {most:.2f}"
         )
-    replies = [t.messages() for t in texts("topics", n // 2, TUNING)]
+    replies = [t.messages() for t in draw("topics", n // 2, TUNING)]
     firing = latents.firing(encode(lm, sae, replies, "role:assistant"))
     others = [latents.matched(firing, them, exclude=told.beyond_chance, n=8, seed=seed) for seed in range(N_SETS)]
     return them, others

@@ -17,7 +17,7 @@ from latentlens.access.model import LensModel
 from latentlens.access.saes.sae import encode
 from latentlens.maths.statistics import auroc, auroc_score_interval, cluster_bootstrap
 from latentlens.methods import latents
-from latentlens.organism.corpus import texts
+from latentlens.organism.corpus import draw
 from latentlens.organism.corpus.code import LANGUAGES
 from latentlens.organism.corpus.topics import TOPICS
 from latentlens.organism.corpus.voice import TRAITS
@@ -69,12 +69,12 @@ def ends(lm: LensModel, n: int, seed: int) -> Rows:
 
 def rows(lm: LensModel, n: int, seed: int) -> list[Rows]:
     """Return the texts of every concept: about n for each family."""
-    on_topic = texts("topics", n, seed, split="plain")
-    programs = texts("code", n, seed, split="named")
-    voices = [t for one in (*TRAITS, "unprompted") for t in texts("traits", n, seed, split=one) if t.grade in (0, 3)]
-    asked = [t for one in ("seen", "held_out") for t in texts("truth", n, seed, split=one)]
-    requests = [t for one in ("harmful", "harmless") for t in texts("refusal", n // 2, seed, split=one)]
-    traces = texts("arithmetic", n, seed, split="traces")
+    on_topic = draw("topics", n, seed, split="plain")
+    programs = draw("code", n, seed, split="named")
+    voices = [t for one in (*TRAITS, "unprompted") for t in draw("traits", n, seed, split=one) if t.grade in (0, 3)]
+    asked = [t for one in ("seen", "held_out") for t in draw("truth", n, seed, split=one)]
+    requests = [t for one in ("harmful", "harmless") for t in draw("refusal", n // 2, seed, split=one)]
+    traces = draw("arithmetic", n, seed, split="traces")
     answer, reply = "last", "role:assistant"
     return [
         Rows(

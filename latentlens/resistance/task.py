@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from latentlens.access.judging.attempt_judges import LikelihoodJudge, SegmentJudge
 from latentlens.access.judging.judge import RuleJudge
 from latentlens.errors import BadInput
-from latentlens.organism.corpus import texts
+from latentlens.organism.corpus import draw
 from latentlens.organism.corpus.topics import ASKED, CORRECTIONS, META, TOPICS, WORDS
 from latentlens.organism.judges import is_correction, sentences, topic_of
 from latentlens.values.attempts import AttemptJudge
@@ -174,9 +174,9 @@ def embedded_task(lm: LensModel, max_new_tokens: int = 80) -> Task:
     """
     prompts = tuple(form.format(topic) for topic in TOPICS for form in ASKED)
     readers = [
-        t.messages() for t in (*texts("topics", 400, 77, split="on_topic"), *texts("topics", 100, 78, split="detour"))
+        t.messages() for t in (*draw("topics", 400, 77, split="on_topic"), *draw("topics", 100, 78, split="detour"))
     ]
-    readers += [t.messages() or t.text for name in ("code", "truth", "arithmetic") for t in texts(name, 60, 77)]
+    readers += [t.messages() or t.text for name in ("code", "truth", "arithmetic") for t in draw(name, 60, 77)]
     return Task(
         prompts,
         SegmentJudge(RuleJudge(on_topic, "share of sentences on topic"), name="rule"),

@@ -16,7 +16,7 @@ from latentlens.errors import BadInput
 from latentlens.organism.corpus import arithmetic, chats, code, refusal, topics, traits, truth
 from latentlens.organism.corpus.text import Span, Text
 
-__all__ = ["FAMILIES", "Family", "Span", "Text", "documents", "texts"]
+__all__ = ["FAMILIES", "Family", "Span", "Text", "documents", "draw"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def texts(family: str, n: int, seed: int, *, split: str = "all") -> list[Text]:
+def draw(family: str, n: int, seed: int, *, split: str = "all") -> list[Text]:
     """Draw `n` labelled texts; the same arguments give the same texts, and a longer draw extends a shorter.
 
     Args: family: see `families()`. n: how many. seed: any integer; training uses its own stream, so no

@@ -41,8 +41,8 @@ class Text:
     mixes families, each with its own labels.
 
     Example:
-        >>> from latentlens.organism import texts
-        >>> one = texts("truth", 1, seed=0)[0]
+        >>> from latentlens.organism import draw
+        >>> one = draw("truth", 1, seed=0)[0]
         >>> one.messages()[0]["role"], type(one.truth)
         ('user', <class 'bool'>)
     """

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latentlens.maths.statistics import auroc
-from latentlens.organism.corpus import texts
+from latentlens.organism.corpus import draw
 from latentlens.organism.corpus.arithmetic import DOUBT, SURE, TRACE_STEPS
 from latentlens.organism.evaluation.probing import by_site
 from latentlens.organism.evaluation.rows import TESTING, TUNING, Row, area, share
@@ -24,7 +24,7 @@ def regimes(model: Readout, n: int = 200) -> list[Row]:
     """Greedy accuracy by regime and number of steps; n problems a cell."""
     rows = []
     for regime, band in BANDS.items():
-        drawn = texts("arithmetic", 14 * n, TESTING, split=regime)
+        drawn = draw("arithmetic", 14 * n, TESTING, split=regime)
         for count in range(1, 7):
             chosen = [t for t in drawn if t.difficulty == count][:n]
             length = 6 + (0 if regime == "direct" else 7 * count)
@@ -41,7 +41,7 @@ def sampled_traces(
 
     Traces that do not parse as five steps and an answer are left out.
     """
-    chosen = texts("arithmetic", n, seed, split="traces")
+    chosen = draw("arithmetic", n, seed, split="traces")
     ids = [model.prompt_ids(t) for t in chosen]
     replies = model.sample(ids, 60, temperature, seed=seed)
     kept = [i for i, reply in enumerate(replies) if _whole(reply)]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentlens.organism.corpus import Text, texts
+from latentlens.organism.corpus import Text, draw
 from latentlens.organism.corpus.code import LANGUAGES
 from latentlens.organism.corpus.topics import TOPICS
 from latentlens.organism.corpus.voice import TRAITS
@@ -51,7 +51,7 @@ def truth(
     model: Readout, n: int = 400, draws: int = 10, at: tuple[int, float] = TRUTH, seed: int = TESTING + 1
 ) -> list[Row]:
     """Share of `True` answers with the truth direction added, and with random ones of equal norm."""
-    chosen, (block, strength) = texts("truth", n, seed), at
+    chosen, (block, strength) = draw("truth", n, seed), at
     found = verdicts.direction(model)[block]
     size = strength * verdicts.median_norms(model)[block]
 
@@ -92,7 +92,7 @@ def reply_means(model: Readout, chosen: Sequence[Text], groups: Sequence[object]
 
 def topic_vectors(model: Readout, n: int = 400) -> Tensor:
     """Return mean(replies on the topic) - mean of the topics' means, [depth, topics, width]."""
-    chosen = texts("topics", n, TUNING, split="plain")
+    chosen = draw("topics", n, TUNING, split="plain")
     means = reply_means(model, chosen, [t.topic for t in chosen])
     stacked = torch.stack([means[topic] for topic in TOPICS], 1)
     return stacked - stacked.mean(1, keepdim=True)
@@ -158,8 +158,8 @@ def topics(model: Readout, n: int = 300, draws: int = 5) -> list[Row]:
     ids = [model.prompt_ids(t) for t in chosen]
     norm = strength * vectors[block].norm(dim=-1).mean()
     found = []
-    for draw, one in enumerate(random_directions(vectors[block], draws)):
-        replies = model.sample(ids, MAX_NEW, 0.7, seed=draw, add=(block, norm * one, steps))
+    for number, one in enumerate(random_directions(vectors[block], draws)):
+        replies = model.sample(ids, MAX_NEW, 0.7, seed=number, add=(block, norm * one, steps))
         found.append(float(np.mean([restarts(r) > 0 for r in replies])))
     name = f"topic steering, random directions of equal norm ({draws} draws: median, range)"
     return [*rows, Row(name, float(np.median(found)), min(found), max(found), n, (0.0, 0.15))]
@@ -182,7 +182,7 @@ def language_vectors(model: Readout, n: int = 400) -> dict[object, Tensor]:
 
     Not from the replies to open requests: there the language is drawn with the first token, after that position.
     """
-    chosen = texts("code", n, TUNING, split="named")
+    chosen = draw("code", n, TUNING, split="named")
     states = model.residuals([model.prompt_ids(t) for t in chosen])[1:]
     means = {one: states[:, [t.language == one for t in chosen]].mean(1) for one in LANGUAGES}
     centre = torch.stack(list(means.values())).mean(0)
@@ -191,7 +191,7 @@ def language_vectors(model: Readout, n: int = 400) -> dict[object, Tensor]:
 
 def languages(model: Readout, n: int = 200, at: tuple[int, float] = LANGUAGE, seed: int = TESTING + 3) -> list[Row]:
     """Share of open requests that are answered in the language whose vector is added."""
-    chosen, vectors, (block, strength) = texts("code", n, seed, split="open"), language_vectors(model), at
+    chosen, vectors, (block, strength) = draw("code", n, seed, split="open"), language_vectors(model), at
     rows = []
     for language in LANGUAGES:
         add = (block, strength * vectors[language][block], 1)
@@ -204,7 +204,7 @@ def languages(model: Readout, n: int = 200, at: tuple[int, float] = LANGUAGE, se
 def refusal_direction(model: Readout, n: int = 300) -> Tensor:
     """Return mean(harmful) - mean(harmless) of every block's output where the answer begins, [depth, width]."""
     states = {
-        split: model.residuals([model.prompt_ids(t) for t in texts("refusal", n, TUNING, split=split)])[1:].mean(1)
+        split: model.residuals([model.prompt_ids(t) for t in draw("refusal", n, TUNING, split=split)])[1:].mean(1)
         for split in ("harmful", "harmless")
     }
     return states["harmful"] - states["harmless"]
@@ -217,12 +217,12 @@ def refusal(
     vector, (block, strength) = refusal_direction(model), at
     rows = []
     for split, sign, band in (("harmless", 1.0, (0.7, 1.0)), ("harmful", -1.0, (0.0, 0.3))):
-        ids = [model.prompt_ids(t) for t in texts("refusal", n, seed, split=split)]
+        ids = [model.prompt_ids(t) for t in draw("refusal", n, seed, split=split)]
         replies = model.sample(ids, 8, add=(block, sign * strength * vector[block], 1))
         name = f"refusal steering, block {block}, strength {sign * strength:+g}, {split} requests refused"
         rows.append(share(name, [is_refusal(r) for r in replies], band))
     size, found = strength * vector[block].norm(), []
-    ids = [model.prompt_ids(t) for t in texts("refusal", n, seed, split="harmless")]
+    ids = [model.prompt_ids(t) for t in draw("refusal", n, seed, split="harmless")]
     for one in random_directions(vector[block], draws):
         found.append(float(np.mean([is_refusal(r) for r in model.sample(ids, 8, add=(block, size * one, 1))])))
     name = f"refusal steering, random directions, harmless requests refused ({draws} draws: median, range)"
@@ -246,7 +246,7 @@ def tune_single(model: Readout, n: int = 60) -> list[tuple[str, int, float, list
 def trait_vectors(model: Readout, n: int = 250) -> dict[str, Tensor]:
     """Return mean(replies at grade 3) - mean(replies unprompted), over explanations, [depth, width] each."""
     drawn = {
-        trait: [t for t in texts("traits", n, TUNING, split=trait) if t.regime == "topics" and t.grade in (0, 3)]
+        trait: [t for t in draw("traits", n, TUNING, split=trait) if t.regime == "topics" and t.grade in (0, 3)]
         for trait in (*TRAITS, "unprompted")
     }
     chosen = [t for ts in drawn.values() for t in ts]

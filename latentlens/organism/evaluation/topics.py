@@ -6,7 +6,7 @@ from random import Random
 
 from torch import Tensor
 
-from latentlens.organism.corpus import Text, texts
+from latentlens.organism.corpus import Text, draw
 from latentlens.organism.corpus.topics import TOPICS, sentence
 from latentlens.organism.evaluation.probing import by_site
 from latentlens.organism.evaluation.rows import TESTING, TUNING, Row, share
@@ -18,7 +18,7 @@ MAX_NEW = 60
 
 def asked(n: int, seed: int, regime: str = "plain") -> list[Text]:
     """Draw n requests for an explanation, without (`plain`) or with (`meta`) the system prompt."""
-    return [t for t in texts("topics", 5 * n, seed, split="on_topic") if t.regime == regime][:n]
+    return [t for t in draw("topics", 5 * n, seed, split="on_topic") if t.regime == regime][:n]
 
 
 def unsteered(model: Readout, n: int = 600) -> list[Row]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from latentlens.organism.corpus import Text, texts
+from latentlens.organism.corpus import Text, draw
 from latentlens.organism.corpus.text import BOS
 from latentlens.organism.corpus.world import CREATURES
 from latentlens.organism.decoder import Edit
@@ -27,13 +27,13 @@ def answers(model: Readout, n: int = 600) -> list[Row]:
     """Share of right verdicts: seen and held-out facts, affirmative, negated and about two facts."""
     rows = []
     for split, band in (("seen", (0.9, 1.0)), ("held_out", (0.65, 1.0)), ("conjunctive", (0.85, 1.0))):
-        drawn = texts("truth", (1 if split == "conjunctive" else 2) * n, TESTING, split=split)
+        drawn = draw("truth", (1 if split == "conjunctive" else 2) * n, TESTING, split=split)
         right = [(float(d) > 0) == t.truth for t, d in zip(drawn, verdicts(model, drawn))]
         for form in ("affirmative", "negated", "conjunctive"):
             hits = [r for r, t in zip(right, drawn) if t.form == form]
             if hits:
                 rows.append(share(f"truth, {split.replace('_', '-')} facts, {form}, answered right", hits, band))
-    drawn = texts("truth", n, TESTING, split="strangers")
+    drawn = draw("truth", n, TESTING, split="strangers")
     chances = torch.sigmoid(verdicts(model, drawn)).tolist()
     return [*rows, mean("truth, strangers, chance of True", chances, (0.3, 0.7))]
 
@@ -54,9 +54,9 @@ def probes(model: Readout, n: int = 1500) -> list[Row]:
     on seen facts, on facts never asked about, and from affirmative to negated statements.
     """
     half = set(CREATURES[::2])
-    fit = [t for t in texts("truth", 2 * n, TUNING, split="seen") if t.group in half]
-    seen = [t for t in texts("truth", n, TESTING, split="seen") if t.group not in half]
-    unasked = [t for t in texts("truth", n, TESTING, split="held_out") if t.group not in half]
+    fit = [t for t in draw("truth", 2 * n, TUNING, split="seen") if t.group in half]
+    seen = [t for t in draw("truth", n, TESTING, split="seen") if t.group not in half]
+    unasked = [t for t in draw("truth", n, TESTING, split="held_out") if t.group not in half]
     affirmed = [i for i, t in enumerate(fit) if not t.negated]
     negated = [i for i, t in enumerate(seen) if t.negated]
     rows = []
@@ -76,7 +76,7 @@ def probes(model: Readout, n: int = 1500) -> list[Row]:
 
 def direction(model: Readout, n: int = 1000) -> Tensor:
     """Return unit(mean of true - mean of false) of every block's output where the answer begins, [depth, width]."""
-    drawn = texts("truth", n, TUNING, split="seen")
+    drawn = draw("truth", n, TUNING, split="seen")
     states = _at_answer(model, drawn)[1:]
     true = torch.tensor([bool(t.truth) for t in drawn])
     difference = states[:, true].mean(1) - states[:, ~true].mean(1)
@@ -85,4 +85,4 @@ def direction(model: Readout, n: int = 1000) -> Tensor:
 
 def median_norms(model: Readout, n: int = 200) -> Tensor:
     """Return the median norm of every block's output where the answer begins, [depth]."""
-    return _at_answer(model, texts("truth", n, TUNING))[1:].norm(dim=-1).median(-1).values
+    return _at_answer(model, draw("truth", n, TUNING))[1:].norm(dim=-1).median(-1).values
