@@ -52,7 +52,7 @@ lm.check()
 # token it is.
 
 # %%
-statement = texts[0].prompt()
+statement = texts[0]["prompt"]
 lm.activations([statement], "resid_post[4]").to_frame().tail(8)
 
 # %% [markdown]
