@@ -236,3 +236,11 @@ def test_in_a_browser_the_figures_are_drawn_and_nothing_a_model_wrote_is_alive(e
     assert not [value for value in links if value and "javascript" in value.lower()]
     handlers = [(n, v) for n, v in body.attributes if n.startswith("on")]
     assert not [v for _, v in handlers if v and "pwned" in v]
+
+
+def test_a_small_difference_in_a_headline_is_not_minus_nothing():
+    from latentlens.values.results import Estimate
+    from latentlens.views.report import _headline
+
+    assert _headline(Estimate(-0.003, -0.023, 0.018, 384)) == ("-0.003", "95% interval -0.023 to 0.018, n=384")
+    assert _headline(Estimate(0.524, 0.46, 0.58, 375)) == ("0.52", "95% interval 0.46 to 0.58, n=375")

@@ -235,7 +235,9 @@ def _run(run: Rollout) -> dict[str, Any]:
 def _headline(value: Any) -> tuple[str, str]:
     """Large figure and small print of a highlight."""
     if isinstance(value, Estimate):
-        return f"{value.value:.2f}", f"{value.level:.0%} interval {value.low:.2f} to {value.high:.2f}, n={value.n}"
+        size = max(abs(value.value), abs(value.low), abs(value.high))
+        shown, low, high = (f"{x:.{3 if size < 0.1 else 2}f}" for x in (value.value, value.low, value.high))
+        return shown, f"{value.level:.0%} interval {low} to {high}, n={value.n}"
     if isinstance(value, tuple) and len(value) == 2:
         return str(value[0]), str(value[1])
     return str(value), ""
