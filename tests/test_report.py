@@ -16,7 +16,7 @@ from latentlens.values.markup import tag
 from latentlens.values.results import Arm, Estimate, SteeringEffect
 from latentlens.values.rollouts import Rollout, Rollouts
 from latentlens.values.rows import TokenRow
-from latentlens.views.report import Beside, Captioned, Section, report
+from latentlens.views.report import Beside, Captioned, Section, _headline, report
 
 PWN = "document.title='pwned'"
 EVIL = (
@@ -239,8 +239,5 @@ def test_in_a_browser_the_figures_are_drawn_and_nothing_a_model_wrote_is_alive(e
 
 
 def test_a_small_difference_in_a_headline_is_not_minus_nothing():
-    from latentlens.values.results import Estimate
-    from latentlens.views.report import _headline
-
     assert _headline(Estimate(-0.003, -0.023, 0.018, 384)) == ("-0.003", "95% interval -0.023 to 0.018, n=384")
     assert _headline(Estimate(0.524, 0.46, 0.58, 375)) == ("0.52", "95% interval 0.46 to 0.58, n=375")
