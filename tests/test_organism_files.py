@@ -73,7 +73,7 @@ def test_training_lowers_the_loss_repeats_itself_and_resumes(tmp_path, tokenizer
     small = {"tokens": 20 * 480, "rows": 4, "width": 128, "compile": False, "autocast": False, "tokenizer": tokenizer}
     threads = torch.get_num_threads()
     first = train(tmp_path / "a", threads=1, work=tmp_path / "run", checkpoint_every=12, **small)
-    again = train(tmp_path / "b", threads=1, **small)
+    again = train(tmp_path / "b", threads=1, device="cpu", **small)
     # The checkpoint of step 12 is still there: the same command continues from it.
     resumed = train(tmp_path / "c", threads=1, work=tmp_path / "run", checkpoint_every=10**6, **small)
     torch.set_num_threads(threads)

@@ -113,7 +113,9 @@ def loss_of(
 def watch(decoder: Decoder | GPT2, probes: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]) -> dict[str, float]:
     """Return the share of watched tokens that are predicted right, with the true text before them."""
     shares = {}
-    for name, (ids, positions, mask, scored) in probes.items():
+    here = next(decoder.parameters()).device
+    for name, tokens in probes.items():
+        ids, positions, mask, scored = (t.to(here) for t in tokens)
         best = decoder.logits(decoder(ids, positions, mask)[:, :-1]).argmax(-1)
         shares[name] = float((best == ids[:, 1:])[scored[:, 1:]].float().mean())
     return shares
@@ -156,7 +158,7 @@ def export(decoder: Decoder | GPT2, tokenizer: PreTrainedTokenizerFast, out: Pat
     config.save_pretrained(out)
     GenerationConfig(**special).save_pretrained(out)
     tokenizer.save_pretrained(out)
-    state = {name: tensor.contiguous() for name, tensor in decoder.state_dict().items()}
+    state = {name: tensor.cpu().contiguous() for name, tensor in decoder.state_dict().items()}
     weights = out / "model.safetensors"
     save_file(state, weights, metadata={"format": "pt"})
     weights.chmod(0o644)  # readable by all, as the files beside it
@@ -187,6 +189,7 @@ def train(
     checkpoints: int = 0,
     tokenizer: PreTrainedTokenizerFast | None = None,
     architecture: str = "llama",
+    device: str | None = None,
 ) -> list[float]:
     """Train, export to `out`, and return the loss of every step.
 
@@ -195,7 +198,8 @@ def train(
         (needs a C++ compiler). autocast: bfloat16 in the matrix products. checkpoint_every: steps between
         saved states. work: folder for them (None: keep none). checkpoints: moments of training that are kept in
         `work` as Hugging Face folders (`tokens-00000234375`). tokenizer: None trains one.
-        architecture: `llama` (the embedded model) or `gpt2`.
+        architecture: `llama` (the embedded model) or `gpt2`. device: None: a GPU if there is one. The same seed starts
+        from the same weights and reads the same batches everywhere; other devices round otherwise.
     Raises: BadInput: `checkpoints` without `work`, or a negative number of them; unknown architecture.
     """
     if architecture not in DECODERS:
@@ -206,7 +210,8 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     tokenizer = tokenizer or train_tokenizer(seed)
-    decoder = DECODERS[architecture](len(tokenizer), seed)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    decoder = DECODERS[architecture](len(tokenizer), seed).to(place)
     matrices = decoder.matrices()
     others = [p for p in decoder.parameters() if all(p is not matrix for matrix in matrices)]
     optimisers = [
@@ -217,7 +222,7 @@ def train(
     done, losses = 0, []
     checkpoint = work / "checkpoint.pt" if work else None
     if checkpoint and checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
+        saved = torch.load(checkpoint, weights_only=True, map_location=place)
         decoder.load_state_dict(saved["decoder"])
         for optimiser, state in zip(optimisers, saved["optimisers"]):
             optimiser.load_state_dict(state)
@@ -234,8 +239,8 @@ def train(
         for optimiser, full in zip(optimisers, rates):
             for group in optimiser.param_groups:
                 group["lr"] = full * rate(done / tokens)
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            minimised, loss = step(decoder, *tensors(batch), early=done >= EARLY_FROM * tokens)
+        with torch.autocast(place.type, torch.bfloat16, enabled=autocast):
+            minimised, loss = step(decoder, *(t.to(place) for t in tensors(batch)), early=done >= EARLY_FROM * tokens)
         minimised.backward()
         torch.nn.utils.clip_grad_norm_(others, 1.0)
         for optimiser in optimisers:
@@ -275,6 +280,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--checkpoints", type=int, default=0, help="moments of training to keep in the work folder")
     parser.add_argument("--architecture", choices=tuple(DECODERS), default="llama")
+    parser.add_argument("--device", default=None, help="default: a GPU if there is one")
     parser.add_argument("--no-compile", action="store_true", help="do without a C++ compiler")
     given = parser.parse_args(arguments)
     started, cpu = time.time(), time.process_time()
@@ -287,6 +293,7 @@ def main(arguments: list[str] | None = None) -> None:
         work=given.work,
         checkpoints=given.checkpoints,
         architecture=given.architecture,
+        device=given.device,
     )
     seconds, busy = time.time() - started, time.process_time() - cpu
     print(f"{len(losses)} steps, last loss {losses[-1]:.3f}, {seconds:.0f} s ({busy:.0f} s of CPU)")
