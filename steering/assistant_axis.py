@@ -24,9 +24,9 @@ import torch
 import typer
 
 import latentlens as ll
-from latentlens.bench.traits import embedded_traits, traits_from_files
 from latentlens.methods.directions.capping import capping, role_axis
 from latentlens.organism.corpus.voice import TRAITS
+from latentlens.protocols.traits import embedded_traits, traits_from_files
 from latentlens.values.column_means import column_means
 from latentlens.values.traits import asked
 from latentlens.views.terminal import print_frame

@@ -27,9 +27,9 @@ import typer
 import latentlens as ll
 from latentlens import organism
 from latentlens.access.measures.style_runs import WORDINGS, StyledTasks
-from latentlens.bench.styles import fit_styles, refine
 from latentlens.maths.grouped_splits import distinct_parts
 from latentlens.methods.code_language import LANGUAGES, is_valid, language_of, style_by_patterns
+from latentlens.protocols.styles import fit_styles, refine
 from latentlens.values.style_effect import StyleEffect, arms_by_target, pooled_difference
 from latentlens.views.figures import cluster_probes, style_shares
 from latentlens.views.terminal import print_frame

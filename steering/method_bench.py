@@ -30,10 +30,10 @@ import typer
 import latentlens as ll
 from latentlens.access.measures.steering_arms import dose_arms, scored_answers, time_arms
 from latentlens.access.store.kept_numbers import KeptNumbers
-from latentlens.bench.concepts import best_block, concept_arms
 from latentlens.methods.directions.arms import RANDOM
 from latentlens.organism.concepts import DEFAULT
 from latentlens.organism.concepts import concepts as embedded
+from latentlens.protocols.concepts import best_block, concept_arms
 from latentlens.views.terminal import print_table
 
 UNSCORED = 8  # prompts at which strengths and the block are chosen

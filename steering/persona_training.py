@@ -27,10 +27,10 @@ import typer
 
 import latentlens as ll
 from latentlens.access.store.kept_numbers import KeptNumbers
-from latentlens.bench.training import BATCH, RATE, read_answers, train_on_answers
-from latentlens.bench.traits import embedded_traits, traits_from_files
 from latentlens.organism import personas
 from latentlens.organism.corpus.voice import TRAITS
+from latentlens.protocols.training import BATCH, RATE, read_answers, train_on_answers
+from latentlens.protocols.traits import embedded_traits, traits_from_files
 from latentlens.values.column_means import column_means
 from latentlens.values.traits import asked
 from latentlens.views.terminal import print_frame

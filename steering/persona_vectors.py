@@ -23,8 +23,8 @@ import torch
 import typer
 
 import latentlens as ll
-from latentlens.bench.traits import embedded_traits, traits_from_files
 from latentlens.organism.corpus.voice import TRAITS
+from latentlens.protocols.traits import embedded_traits, traits_from_files
 from latentlens.views.terminal import print_frame
 
 

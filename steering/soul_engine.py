@@ -27,9 +27,9 @@ import torch
 import typer
 
 import latentlens as ll
-from latentlens.bench.traits import embedded_traits, traits_from_files
 from latentlens.organism import personas
 from latentlens.organism.corpus.voice import ASKED, TRAITS
+from latentlens.protocols.traits import embedded_traits, traits_from_files
 from latentlens.values.traits import asked
 from latentlens.views.terminal import print_frame
 

@@ -21,7 +21,7 @@ FLOORS = {
     "methods": {"values", "maths", "errors"},
     "views": {"access", "methods", "values", "maths", "errors", "organism"},
     "organism_saes": {"access", "methods", "values", "maths", "errors", "organism"},
-    "bench": {"access", "methods", "values", "maths", "errors", "organism"},
+    "protocols": {"access", "methods", "values", "maths", "errors", "organism"},
     "resistance": {"access", "methods", "values", "maths", "errors", "organism"},
     "demo": {"views", "access", "methods", "values", "maths", "errors", "organism"},
     "commands": {"views", "access", "methods", "values", "maths", "errors", "organism"},

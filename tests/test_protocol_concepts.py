@@ -9,10 +9,10 @@ import torch
 import latentlens as ll
 from latentlens.access.measures.steering_arms import best_arm
 from latentlens.access.store.kept_numbers import KeptNumbers
-from latentlens.bench import concepts as bench
 from latentlens.errors import BadInput, TooFewExamples
 from latentlens.methods.directions import arms
 from latentlens.organism import concepts as embedded
+from latentlens.protocols import concepts as protocol
 from latentlens.values.activations import Activations
 from latentlens.values.sites import Site
 from latentlens.values.steering_arms import ArmFits, SteeringArm
@@ -109,17 +109,17 @@ def test_effects_on_latents_are_measured_once_for_so_many_vectors(organism, form
         asked.append(tuple(vectors.shape))
         return torch.rand(len(vectors), sae.d_sae, generator=torch.Generator().manual_seed(1))
 
-    monkeypatch.setattr(bench, "measure_effects", measured)
+    monkeypatch.setattr(protocol, "measure_effects", measured)
     sae = ll.load_sae(ll.organism.sae_path())
     kept = KeptNumbers(tmp_path)
-    fit = lambda: bench.concept_arms(organism, formal, 3, kept=kept, sae=sae, quick=True)
+    fit = lambda: protocol.concept_arms(organism, formal, 3, kept=kept, sae=sae, quick=True)
     names = [arm.name for arm in fit().found]
     assert names[: len(STATES)] == STATES
     assert names[len(STATES) : len(STATES) + 3] == ["SAE decoder row", "SAE-TS", "FGAA"]
     assert names[-1] == arms.SHUFFLED
     fit()
     assert asked == [(min(4 * sae.d_in, 1024), sae.d_in)]
-    monkeypatch.setattr(bench, "EFFECT_VECTORS", 6)
+    monkeypatch.setattr(protocol, "EFFECT_VECTORS", 6)
     fit()
     fit()
     assert asked[1:] == [(6, sae.d_in)]
@@ -127,9 +127,9 @@ def test_effects_on_latents_are_measured_once_for_so_many_vectors(organism, form
 
 def test_the_arm_that_does_best_is_named_the_first_of_equals(organism, formal, tmp_path):
     """The concept's own direction against two random ones, and a plan of nothing twice."""
-    acts, y, _ = bench.pair_states(organism, formal, "resid_post[3]")
+    acts, y, _ = protocol.pair_states(organism, formal, "resid_post[3]")
     along = ll.directions.mean_difference(acts, y)
-    how = bench.how_to_act(formal)
+    how = protocol.how_to_act(formal)
     search = lambda ask, n: [ll.KlBudget(1.0, 1.0, 1.0, 0.95, 0.05, 20, (), True)] * n
     made = [SteeringArm(f"random {i}", arms.adding(along.random_like(i), **how)) for i in range(2)]
     made += [SteeringArm("its own", arms.adding(along, **how))]

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import latentlens as ll
-from latentlens.bench.training import read_answers, train_on_answers
-from latentlens.bench.traits import MeanJudge, embedded_traits, traits_from_files
 from latentlens.errors import BadInput, TooFewExamples
 from latentlens.organism import personas
+from latentlens.protocols.training import read_answers, train_on_answers
+from latentlens.protocols.traits import MeanJudge, embedded_traits, traits_from_files
 
 LOUD = "The wave duly carries hereby the ship."
 

@@ -10,11 +10,11 @@ from rich.console import Console
 
 import latentlens as ll
 from latentlens.access.measures.style_runs import StyledTasks
-from latentlens.bench import styles
 from latentlens.errors import BadInput, TooFewExamples
 from latentlens.maths.grouped_splits import distinct_parts
 from latentlens.methods import gact
 from latentlens.methods.code_language import is_valid, language_of
+from latentlens.protocols import styles
 from latentlens.values.activations import Activations
 from latentlens.values.sites import Site
 from latentlens.views.terminal import print_frame
