@@ -130,8 +130,8 @@ def _widget_class() -> Any:
             self.send({"kind": "done"})
 
         def tell(self, changed: Mapping[str, Any]) -> None:
-            """Put what changed on the page."""
-            with self.hold_trait_notifications():
+            """Put what changed on the page, in one message: never new tokens beside old texts."""
+            with self.hold_sync():
                 for name, value in changed.items():
                     setattr(self, name, deepcopy(value))  # a session goes on changing its own
 
