@@ -26,22 +26,13 @@ import typer
 
 import latentlens as ll
 from latentlens import organism
-from latentlens.organism.corpus.world import CREATURES, VALUES, stem, world
 from latentlens.views import figures as plots
 from latentlens.views.terminal import print_table
 
 
 def statements(n: int, seed: int) -> list[tuple]:
     """(true statement, the same with a wrong value, "True", "False", creature) from facts that training asked about."""
-    rng, known, pairs = Random(seed), world(), []
-    facts = [(c, a) for c in CREATURES for a in VALUES if (c, a) not in known.unasked]
-    for creature, attribute in rng.sample(facts, min(n, len(facts))):
-        real = known.facts[creature, attribute]
-        said = f"True or false? {stem(creature, attribute)}"
-        values = (real, rng.choice([v for v in VALUES[attribute] if v != real]))
-        both = [[{"role": "user", "content": f"{said} {value}."}] for value in values]
-        pairs.append((*both, "True", "False", creature))
-    return pairs
+    return [(d["clean"], d["corrupt"], d["right"], d["wrong"], d["group"]) for d in organism.pairs(n, seed)]
 
 
 def from_file(path: str, n: int) -> list[tuple]:

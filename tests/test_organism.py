@@ -325,3 +325,20 @@ def test_bos_comes_exactly_once_and_the_template_renders_what_the_generator_wrot
         prompt = tokenizer.apply_chat_template(text.prompt(), add_generation_prompt=True, return_dict=False)
         assert prompt == ids[: len(prompt)]
         assert prompt[-1] == tokenizer.convert_tokens_to_ids("<|assistant|>")
+
+
+def test_minimal_pairs_differ_in_one_word_and_one_of_them_is_true():
+    drawn = organism.pairs(40, 3)
+    assert drawn[:10] == organism.pairs(10, 3)[:10]
+    assert drawn.column_names == ["clean", "corrupt", "right", "wrong", "group"]
+    known = world()
+    for one in drawn:
+        clean, corrupt = (one[side][0]["content"].split() for side in ("clean", "corrupt"))
+        assert len(clean) == len(corrupt)
+        assert sum(a != b for a, b in zip(clean, corrupt)) == 1
+        facts = [value for (creature, _), value in known.facts.items() if creature == one["group"]]
+        assert clean[-1].rstrip(".") in facts
+        assert corrupt[-1].rstrip(".") not in facts
+    assert len(organism.pairs(10_000, 0)) < 200
+    with pytest.raises(BadInput, match="n is -1"):
+        organism.pairs(-1, 0)

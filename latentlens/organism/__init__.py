@@ -3,6 +3,7 @@
     path()             the folder of its weights, checked: AutoModelForCausalLM.from_pretrained(path())
     texts()            labelled texts of the kind it was trained on, as a datasets.Dataset
     draw()             the same as objects that find their own spans
+    pairs()            statements that differ in one word, for patching
     families()         the kinds
     judges             what a generated text says, decided by rule
     personas           its traits as persona experiments ask for them, and rules that score them
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 from latentlens.errors import BadInput
 from latentlens.organism import judges, personas
 from latentlens.organism.corpus import FAMILIES, Span, Text, draw
+from latentlens.organism.corpus.pairs import minimal_pairs
 from latentlens.organism.corpus.rows import dataset
 from latentlens.organism.files import CHECKSUMS, verify, verify_sae
 
@@ -33,6 +35,7 @@ __all__ = [
     "draw",
     "families",
     "judges",
+    "pairs",
     "path",
     "personas",
     "sae_path",
@@ -85,6 +88,19 @@ def texts(family: str, n: int, seed: int, *, split: str = "all") -> Dataset:
     Raises: BadInput: unknown family or split, or a negative `n`.
     """
     return dataset(draw(family, n, seed, split=split))
+
+
+def pairs(n: int, seed: int) -> Dataset:
+    """Draw at most `n` minimal pairs as a `datasets.Dataset`: what activation patching starts from.
+
+    Args: n: how many; facts that training asked about, one pair each, are all there is. seed: any integer.
+    Returns: columns `clean` and `corrupt` (chats: a true statement, and the same with a wrong value), `right` and
+        `wrong` (how the answers begin), `group` (the creature).
+    Raises: BadInput: a negative `n`.
+    """
+    from datasets import Dataset
+
+    return Dataset.from_list(minimal_pairs(n, seed))
 
 
 def variant(name: str, seed: int = 0, folder: Path | None = None) -> Path:
