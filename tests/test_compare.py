@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -171,6 +172,7 @@ def test_the_manifest_names_the_model_its_weights_versions_and_command(tmp_path,
     monkeypatch.setattr(
         sys, "argv", ["/home/me/run.py", "--api-key", "sk-1", "--token=abc", "--max-new-tokens", "5", "a b"]
     )
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)  # as a script has it that shows a widget
     told = manifest(lm, seed=3, n_rows=7)
     assert list(told)[:2] == ["seed", "n rows"]
     assert told["weights"].startswith("files:")
@@ -178,4 +180,5 @@ def test_the_manifest_names_the_model_its_weights_versions_and_command(tmp_path,
     assert told["activation cache"] == "6 hits, 6 misses"
     assert told["versions"]["torch"]
     assert told["command"] == "run.py --api-key *** --token=*** --max-new-tokens 5 'a b'"
-    assert manifest()["command"]
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=1)))
+    assert manifest()["command"] == "a notebook"

@@ -52,7 +52,8 @@ def manifest(lm: LensModel | None = None, **more: Any) -> dict[str, Any]:
 
 def _command() -> str:
     """The command line as it was typed, as far as Python knows it, without what looks like a secret."""
-    if "ipykernel" in sys.modules:
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if hasattr(shell, "kernel"):  # that ipykernel is loaded says nothing: widgets load it in scripts too
         return "a notebook"
     first = sys.argv[0] if sys.argv else ""
     program = (
