@@ -30,15 +30,14 @@ from latentlens.views import figures as plots
 from latentlens.views.terminal import print_table
 
 
-def statements(n: int, seed: int) -> list[tuple]:
-    """(true statement, the same with a wrong value, "True", "False", creature) from facts that training asked about."""
-    return [(d["clean"], d["corrupt"], d["right"], d["wrong"], d["group"]) for d in organism.pairs(n, seed)]
-
-
-def from_file(path: str, n: int) -> list[tuple]:
-    with open(path) as file:
-        lines = [json.loads(line) for line in file][:n]
-    return [(d["clean"], d["corrupt"], d["right"], d["wrong"], d.get("group", i)) for i, d in enumerate(lines)]
+def pairs(data: str, n: int, seed: int) -> list[tuple]:
+    """(clean, corrupt, right answer, wrong answer, group): from a file, or of facts that training asked about."""
+    if data:
+        with open(data) as file:
+            rows = [json.loads(line) for line in file][:n]
+    else:
+        rows = organism.pairs(n, seed)
+    return [(d["clean"], d["corrupt"], d["right"], d["wrong"], d.get("group", i)) for i, d in enumerate(rows)]
 
 
 def places(lm, clean, corrupt) -> dict:
@@ -69,7 +68,7 @@ def main(
     """Patch, print tables, write the page."""
     torch.set_num_threads(1 if model is None else torch.get_num_threads())
     lm = ll.load(model, cache=ll.ActivationCache(folder / "cache"))
-    rows = from_file(data, n) if data else statements(n, seed)
+    rows = pairs(data, n, seed)
     groups = sorted({r[4] for r in rows}, key=str)
     Random(seed).shuffle(groups)
     finding = set(groups[: len(groups) // 2])

@@ -24,9 +24,10 @@ import torch
 import typer
 
 import latentlens as ll
+from latentlens.commands import options
 from latentlens.methods.directions.capping import capping, role_axis
 from latentlens.organism.corpus.voice import TRAITS
-from latentlens.protocols.traits import embedded_traits, traits_from_files
+from latentlens.protocols.traits import judged_traits
 from latentlens.values.column_means import column_means
 from latentlens.values.traits import asked
 from latentlens.views.terminal import print_frame
@@ -37,10 +38,10 @@ WHERE = "last_prompt+response"
 def main(
     model: Annotated[str, typer.Option(help="hub id or folder; the embedded model by default")] = "",
     traits: Annotated[list[Path] | None, typer.Option(help="trait files, the roles of another model")] = None,
-    judge: Annotated[str, typer.Option(help="judging model, for another model; itself by default")] = "",
-    judge_url: Annotated[str, typer.Option(help="OpenAI-compatible server of the judge; key in OPENAI_API_KEY")] = "",
-    budget: Annotated[int, typer.Option(help="requests that the server may be sent")] = 20_000,
-    length: Annotated[int, typer.Option(help="tokens of an answer at most")] = 64,
+    judge: options.Judge = "",
+    judge_url: options.JudgeUrl = "",
+    budget: options.Budget = 20_000,
+    length: options.Length = 64,
     blocks: Annotated[str, typer.Option(help="blocks of the bounds; the drift is read at the middle one")] = "-3:",
     percentile: Annotated[float, typer.Option(help="of the default's projections: the height of the floor")] = 25.0,
     samples: Annotated[int, typer.Option(help="answers to every question")] = 3,
@@ -51,11 +52,7 @@ def main(
     """Axis, projections, drift, bounds; write a page."""
     torch.set_num_threads(1)
     lm = ll.load(model or None, cache=ll.ActivationCache(folder / "cache"))
-    given = (
-        traits_from_files(traits or [], lm, judge=judge, url=judge_url, budget=budget)
-        if model
-        else embedded_traits(TRAITS)
-    )
+    given = judged_traits(lm, None if model else TRAITS, traits, judge=judge, url=judge_url, budget=budget)
     names, trait, sites = list(given.traits), given.first, lm.layout.sites(f"resid_post[{blocks}]")
     site, systems = (
         sites[len(sites) // 2],

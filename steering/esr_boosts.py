@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 import latentlens as ll
+from latentlens.commands import options
 from latentlens.resistance import boosts, published
 from latentlens.resistance.core import prepare
 from latentlens.resistance.opening import reopen
@@ -23,13 +24,13 @@ from latentlens.views.journal import Journal
 
 
 def main(
-    schedule: Annotated[str, typer.Option(help="persistent or transient")] = "transient",
+    schedule: options.Schedule = "transient",
     latents: Annotated[int, typer.Option(help="whose thresholds set the strengths")] = 60,
     used: Annotated[int, typer.Option(help="latents that are steered with")] = 25,
     per_latent: int = 10,
     levels: int = 8,
     seed: int = 0,
-    folder: Annotated[Path, typer.Option(help="of the study: what steering/esr.py was given")] = Path("runs/esr"),
+    folder: options.StudyFolder = Path("runs/esr"),
 ) -> None:
     """Find thresholds, sweep strengths, write a page."""
     study = reopen(folder)

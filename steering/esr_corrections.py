@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 import latentlens as ll
+from latentlens.commands import options
 from latentlens.resistance import corrections, published
 from latentlens.resistance.core import prepare
 from latentlens.resistance.opening import reopen
@@ -24,13 +25,13 @@ from latentlens.views.journal import Journal
 
 
 def main(
-    schedule: Annotated[str, typer.Option(help="persistent or transient")] = "transient",
+    schedule: options.Schedule = "transient",
     latents: int = 100,
     per_latent: int = 5,
     improving: Annotated[bool, typer.Option(help="only answers whose last attempt is better")] = True,
     around: Annotated[int, typer.Option(help="tokens before and after the correction")] = 30,
     seed: int = 0,
-    folder: Annotated[Path, typer.Option(help="of the study: what steering/esr.py was given")] = Path("runs/esr"),
+    folder: options.StudyFolder = Path("runs/esr"),
 ) -> None:
     """Write steered answers, read them without steering, write a page."""
     study = reopen(folder)

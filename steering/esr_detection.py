@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 import latentlens as ll
+from latentlens.commands import options
 from latentlens.resistance import detection, published
 from latentlens.resistance.core import prepare
 from latentlens.resistance.opening import reopen
@@ -28,7 +29,7 @@ def main(
     per_latent: int = 5,
     margin: Annotated[float, typer.Option(help="points by which the second half must be better")] = 25.0,
     seed: int = 0,
-    folder: Annotated[Path, typer.Option(help="of the study: what steering/esr.py was given")] = Path("runs/esr"),
+    folder: options.StudyFolder = Path("runs/esr"),
 ) -> None:
     """Separate saying from doing under both schedules, old prompts and new; write a page."""
     study = reopen(folder)

@@ -17,6 +17,7 @@ import typer
 
 import latentlens as ll
 from latentlens.access.measures.finetune import Lora
+from latentlens.commands import options
 from latentlens.resistance import inducing, published
 from latentlens.resistance.core import prepare
 from latentlens.resistance.opening import reopen
@@ -25,7 +26,7 @@ from latentlens.views.journal import Journal
 
 
 def main(
-    schedule: Annotated[str, typer.Option(help="persistent or transient")] = "transient",
+    schedule: options.Schedule = "transient",
     shares: Annotated[str, typer.Option(help="shares of corrections among the training texts")] = "0.1,0.3,0.5,0.7,0.9",
     n_rows: Annotated[int, typer.Option(help="training texts (0: twice the unsteered answers)")] = 0,
     epochs: int = 4,
@@ -34,7 +35,7 @@ def main(
     latents: int = 40,
     per_latent: int = 5,
     seed: int = 0,
-    folder: Annotated[Path, typer.Option(help="of the study: what steering/esr.py was given")] = Path("runs/esr"),
+    folder: options.StudyFolder = Path("runs/esr"),
 ) -> None:
     """Tune by mixing ratio, find thresholds on every model, compare rates, write a page."""
     study = reopen(folder)

@@ -9,11 +9,11 @@ first attempt as well as what follows it: both are shown. The answers are then g
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 import latentlens as ll
+from latentlens.commands import options
 from latentlens.methods import esr
 from latentlens.resistance import meta_prompts, published
 from latentlens.resistance.core import prepare
@@ -23,11 +23,11 @@ from latentlens.views.journal import Journal
 
 
 def main(
-    schedule: Annotated[str, typer.Option(help="persistent or transient")] = "transient",
+    schedule: options.Schedule = "transient",
     latents: int = 60,
     per_latent: int = 5,
     seed: int = 0,
-    folder: Annotated[Path, typer.Option(help="of the study: what steering/esr.py was given")] = Path("runs/esr"),
+    folder: options.StudyFolder = Path("runs/esr"),
 ) -> None:
     """Compare meta-prompts, regrade, write a page."""
     study = reopen(folder)

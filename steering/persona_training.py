@@ -27,6 +27,7 @@ import typer
 
 import latentlens as ll
 from latentlens.access.store.kept_numbers import KeptNumbers
+from latentlens.commands import options
 from latentlens.organism import personas
 from latentlens.organism.corpus.voice import TRAITS
 from latentlens.protocols.training import BATCH, RATE, read_answers, train_on_answers
@@ -50,11 +51,11 @@ def main(
     model: Annotated[str, typer.Option(help="hub id or folder; all its weights are trained, in copies")] = "",
     traits: Annotated[list[Path] | None, typer.Option(help="files of two traits: the one trained, another")] = None,
     data: Annotated[list[Path] | None, typer.Option(help="answers with the trait, with the other, plain")] = None,
-    judge: Annotated[str, typer.Option(help="judging model, for another model; itself by default")] = "",
-    judge_url: Annotated[str, typer.Option(help="OpenAI-compatible server of the judge; key in OPENAI_API_KEY")] = "",
-    budget: Annotated[int, typer.Option(help="requests that the server may be sent")] = 20_000,
-    length: Annotated[int, typer.Option(help="tokens of an answer at most")] = 64,
-    least_coherence: Annotated[float, typer.Option(help="mean coherence that the sweep must keep")] = 80.0,
+    judge: options.Judge = "",
+    judge_url: options.JudgeUrl = "",
+    budget: options.Budget = 20_000,
+    length: options.Length = 64,
+    least_coherence: options.LeastCoherence = 80.0,
     strengths: Annotated[str, typer.Option(help="preventative strengths, in lengths of the vector")] = "2,4",
     coefs: Annotated[str, typer.Option(help="strengths of the sweep that places the vector")] = "2,4",
     rows: Annotated[int, typer.Option(help="answers in a data set")] = 120,

@@ -23,8 +23,9 @@ import torch
 import typer
 
 import latentlens as ll
+from latentlens.commands import options
 from latentlens.organism.corpus.voice import TRAITS
-from latentlens.protocols.traits import embedded_traits, traits_from_files
+from latentlens.protocols.traits import judged_traits
 from latentlens.views.terminal import print_frame
 
 
@@ -43,14 +44,14 @@ def most(curves) -> ll.Estimate | None:
 def main(
     model: Annotated[str, typer.Option(help="hub id or folder; the embedded model by default")] = "",
     only: Annotated[str, typer.Option(help="which traits of the embedded model")] = ",".join(TRAITS),
-    traits: Annotated[list[Path] | None, typer.Option(help="trait files, for another model")] = None,
-    judge: Annotated[str, typer.Option(help="judging model, for another model; itself by default")] = "",
-    judge_url: Annotated[str, typer.Option(help="OpenAI-compatible server of the judge; key in OPENAI_API_KEY")] = "",
-    budget: Annotated[int, typer.Option(help="requests that the server may be sent")] = 20_000,
+    traits: options.Traits = None,
+    judge: options.Judge = "",
+    judge_url: options.JudgeUrl = "",
+    budget: options.Budget = 20_000,
     samples: Annotated[int, typer.Option(help="answers to every question under every instruction")] = 2,
     coefs: Annotated[str, typer.Option(help="strengths of the sweep, in lengths of the vector")] = "2,4,6",
-    least_coherence: Annotated[float, typer.Option(help="mean coherence that a setting must keep")] = 80.0,
-    length: Annotated[int, typer.Option(help="tokens of an answer at most")] = 64,
+    least_coherence: options.LeastCoherence = 80.0,
+    length: options.Length = 64,
     seed: int = 0,
     folder: Annotated[Path, typer.Option(help="answers, verdicts, report; resumed from")] = Path(
         "runs/persona_vectors"
@@ -59,11 +60,7 @@ def main(
     """Extract, place, steer with and monitor the vector of every trait; write a page."""
     torch.set_num_threads(1)
     lm = ll.load(model or None, cache=ll.ActivationCache(folder / "cache"))
-    given = (
-        traits_from_files(traits or [], lm, judge=judge, url=judge_url, budget=budget)
-        if model
-        else embedded_traits(only.split(","))
-    )
+    given = judged_traits(lm, None if model else only.split(","), traits, judge=judge, url=judge_url, budget=budget)
     wanted, judges, fluent = given.traits, given.judges, given.coherence
     how = {"max_new_tokens": length, "temperature": 1.0, "folder": folder}
     vectors, choices, under, alone, monitors, doses, counts, reads, steers = {}, {}, {}, {}, {}, {}, [], [], []

@@ -27,9 +27,10 @@ import torch
 import typer
 
 import latentlens as ll
+from latentlens.commands import options
 from latentlens.organism import personas
 from latentlens.organism.corpus.voice import ASKED, TRAITS
-from latentlens.protocols.traits import embedded_traits, traits_from_files
+from latentlens.protocols.traits import judged_traits
 from latentlens.values.traits import asked
 from latentlens.views.terminal import print_frame
 
@@ -41,12 +42,12 @@ def system(names, grades) -> str:
 
 def main(
     model: Annotated[str, typer.Option(help="hub id or folder; the embedded model by default")] = "",
-    traits: Annotated[list[Path] | None, typer.Option(help="trait files, for another model")] = None,
-    judge: Annotated[str, typer.Option(help="judging model, for another model; itself by default")] = "",
-    judge_url: Annotated[str, typer.Option(help="OpenAI-compatible server of the judge; key in OPENAI_API_KEY")] = "",
-    budget: Annotated[int, typer.Option(help="requests that the server may be sent")] = 20_000,
-    length: Annotated[int, typer.Option(help="tokens of an answer at most")] = 64,
-    least_coherence: Annotated[float, typer.Option(help="mean coherence that a setting must keep")] = 80.0,
+    traits: options.Traits = None,
+    judge: options.Judge = "",
+    judge_url: options.JudgeUrl = "",
+    budget: options.Budget = 20_000,
+    length: options.Length = 64,
+    least_coherence: options.LeastCoherence = 80.0,
     characters: int = 80,
     excerpts: Annotated[int, typer.Option(help="N: excerpts of a character")] = 6,
     joined: Annotated[int, typer.Option(help="k: excerpts in a sample")] = 4,
@@ -61,11 +62,7 @@ def main(
     """Collect excerpts, train the heads, steer with a sheet; write a page."""
     torch.set_num_threads(1)
     lm = ll.load(model or None, cache=ll.ActivationCache(folder / "cache"))
-    given = (
-        traits_from_files(traits or [], lm, judge=judge, url=judge_url, budget=budget)
-        if model
-        else embedded_traits(TRAITS)
-    )
+    given = judged_traits(lm, None if model else TRAITS, traits, judge=judge, url=judge_url, budget=budget)
     names, trait, high = list(given.traits), given.first, wanted.split(",")
     both = given.mean(high)  # a trait in --wanted that there is not is refused here
     rng, how = np.random.default_rng(seed), {"max_new_tokens": length, "temperature": 1.0, "folder": folder}

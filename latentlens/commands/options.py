@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they stand for."""
+"""Options that several commands and experiments share, and what they stand for."""
 
 from __future__ import annotations
 
@@ -29,6 +29,17 @@ Sites = Annotated[list[str], typer.Option(help="Where in the model; may be repea
 Where = Annotated[str, typer.Option(help="Which positions: last, all, prompt, response, role:user, ...")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+# What the experiments on traits share.
+Traits = Annotated[list[Path] | None, typer.Option(help="trait files, for another model")]
+Judge = Annotated[str, typer.Option(help="judging model, for another model; itself by default")]
+JudgeUrl = Annotated[str, typer.Option(help="OpenAI-compatible server of the judge; key in OPENAI_API_KEY")]
+Budget = Annotated[int, typer.Option(help="requests that the server may be sent")]
+Length = Annotated[int, typer.Option(help="tokens of an answer at most")]
+LeastCoherence = Annotated[float, typer.Option(help="mean coherence that a setting must keep")]
+# What the parts of a study of steering resistance share.
+Schedule = Annotated[str, typer.Option(help="persistent or transient")]
+StudyFolder = Annotated[Path, typer.Option(help="of the study: what steering/esr.py was given")]
 
 
 def load(

@@ -1,5 +1,6 @@
 """Traits with their judges: those of the embedded model, judged by rule, or any from files, judged by a model.
 
+given = judged_traits(lm, ["formal", "hostile"])                  one or the other, as a script is told
 given = embedded_traits(["formal", "hostile"])
 given = traits_from_files(["steering/traits/formal.json"], lm)                                   judged by lm itself
 given = traits_from_files(files, lm, judge="gpt-4.1-mini", url="https://api.openai.com/v1")      judged by a server
@@ -84,6 +85,25 @@ class JudgedTraits:
     def first(self) -> Trait:
         """The first trait, whose questions serve where one set is asked in all roles."""
         return next(iter(self.traits.values()))
+
+
+def judged_traits(
+    lm: LensModel,
+    names: Sequence[str] | None,
+    files: Sequence[str | Path] | None = None,
+    *,
+    judge: str = "",
+    url: str = "",
+    budget: int | None = None,
+) -> JudgedTraits:
+    """Traits of the embedded model by name, judged by rule; or, where `names` is None, those of the files.
+
+    Args: lm, files, judge, url, budget: as `traits_from_files`.
+    Raises: as `embedded_traits` and `traits_from_files`.
+    """
+    if names is not None:
+        return embedded_traits(names)
+    return traits_from_files(files or [], lm, judge=judge, url=url, budget=budget)
 
 
 def embedded_traits(names: Sequence[str]) -> JudgedTraits:
